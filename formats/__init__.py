@@ -1,0 +1,1 @@
+"""File formats: what values a file can hold, and how it is laid out."""

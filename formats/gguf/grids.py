@@ -1,0 +1,258 @@
+"""The quantized types of GGUF: which values each can hold, its search, and its bytes.
+
+One row of data per type; the arithmetic is in `kernels/`, the byte layout in `fields.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qconvert.formats.gguf.fields import (
+    Codes, Field, Half, NibblePairs, SignedBytes, SixBitPairs, SixBitScales, SplitSixBitScales,
+)  # fmt: skip
+from qconvert.formats.grid import ScaleOverflow as ScaleOverflow
+from qconvert.formats.tensor import QuantizedTensor
+from qconvert.kernels.fit import (
+    Affine, Body, Fit, SuperAffine, SuperSymmetric, Symmetric, fit, in_parts,
+)  # fmt: skip
+from qconvert.kernels.levels import IQ4_LEVELS
+from qconvert.kernels.planes import Plane
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class GGUFGrid:
+    """A quantized GGUF type; satisfies `qconvert.formats.grid.Grid`."""
+
+    name: str
+    block: int
+    search: Fit
+    fields: tuple[Field, ...]
+    formula: Callable[[QuantizedTensor], Floats]
+    stored: Mapping[str, type[np.generic]]  # dtype of each parameter in the neutral form
+
+    @property
+    def block_bytes(self) -> int:
+        return sum(field.nbytes for field in self.fields)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.block_bytes / self.block
+
+    def row_bytes(self, cols: int) -> int:
+        return cols // self.block * self.block_bytes
+
+    def quantize(
+        self,
+        w: Floats,
+        weight: Floats | None = None,
+        *,
+        threads: int = 1,
+        body: Body = "cpu",
+    ) -> QuantizedTensor:
+        """Weighted least squares onto this grid; `ScaleOverflow` where float16 cannot hold a scale."""
+        codes, found = fit(w, weight, self.search, threads=threads, body=body)
+        if not all(np.isfinite(values).all() for values in found.values()):
+            raise ScaleOverflow(f"{self.name}: a scale is beyond float16 (65504)")
+        params = {name: found[name].astype(kind) for name, kind in self.stored.items()}
+        return QuantizedTensor(self.name, codes, params)
+
+    def decode(self, tensor: QuantizedTensor) -> Floats:
+        return self.formula(tensor)
+
+    def pack(self, tensor: QuantizedTensor, *, threads: int = 1) -> NDArray[np.uint8]:
+        rows, cols = tensor.shape
+        blocks = cols // self.block
+        out = np.empty((rows, blocks, self.block_bytes), np.uint8)
+
+        def part(start: int, stop: int) -> None:
+            some = tensor.take_rows(slice(start, stop))
+            at = 0
+            for field in self.fields:
+                out[start:stop, :, at : at + field.nbytes] = field.pack(some, blocks)
+                at += field.nbytes
+
+        in_parts(part, rows, threads)
+        return out.reshape(rows, -1)
+
+    def unpack(self, packed: NDArray[np.uint8], cols: int) -> QuantizedTensor:
+        rows = packed.shape[0]
+        parts = packed.reshape(rows, cols // self.block, self.block_bytes)
+        codes = np.zeros((rows, cols // self.block, self.block), np.uint8)
+        params: dict[str, NDArray[Any]] = {}
+        at = 0
+        for field in self.fields:
+            found = dict(field.unpack(parts[..., at : at + field.nbytes]))
+            if "codes" in found:
+                codes |= found.pop("codes")
+            params.update({name: values.reshape(rows, -1) for name, values in found.items()})
+            at += field.nbytes
+        ordered = {name: params[name] for name in self.stored}
+        return QuantizedTensor(self.name, codes.reshape(rows, cols), ordered)
+
+
+def _levels(tensor: QuantizedTensor, lowest: int | None) -> Floats:
+    """The whole number that each code stands for; IQ4's table when `lowest` is None."""
+    if lowest is None:
+        return IQ4_LEVELS[tensor.codes]
+    return tensor.codes.astype(np.float32) + np.float32(lowest)
+
+
+def _wide(values: NDArray[Any], cols: int) -> Floats:
+    """Parameters [rows, groups] as float32, repeated for each of `cols` columns."""
+    return np.repeat(values.astype(np.float32), cols // values.shape[1], axis=1)
+
+
+def _symmetric(lowest: int | None) -> Callable[[QuantizedTensor], Floats]:
+    """d * level"""
+
+    def formula(tensor: QuantizedTensor) -> Floats:
+        values = _levels(tensor, lowest)
+        values *= _wide(tensor.params["d"], values.shape[1])
+        return values
+
+    return formula
+
+
+def _affine(tensor: QuantizedTensor) -> Floats:
+    """d * code + m"""
+    cols = tensor.shape[1]
+    values = _levels(tensor, 0)
+    values *= _wide(tensor.params["d"], cols)
+    values += _wide(tensor.params["m"], cols)
+    return values
+
+
+def _two_level(tensor: QuantizedTensor, d: str, scales: str) -> Floats:
+    """d * scale for each sub-block, in float32 as every decoder of the format does."""
+    groups = tensor.params[scales].shape[1]
+    return _wide(tensor.params[d], groups) * tensor.params[scales].astype(np.float32)
+
+
+def _super_symmetric(lowest: int | None) -> Callable[[QuantizedTensor], Floats]:
+    """d * scale * level"""
+
+    def formula(tensor: QuantizedTensor) -> Floats:
+        values = _levels(tensor, lowest)
+        values *= _wide(_two_level(tensor, "d", "scales"), values.shape[1])
+        return values
+
+    return formula
+
+
+def _super_affine(tensor: QuantizedTensor) -> Floats:
+    """d * scale * code - dmin * min"""
+    cols = tensor.shape[1]
+    values = _levels(tensor, 0)
+    values *= _wide(_two_level(tensor, "d", "scales"), cols)
+    values -= _wide(_two_level(tensor, "dmin", "mins"), cols)
+    return values
+
+
+# Starting points of the searches. Chosen on weights of a real model and on random ones, by the error
+# that is left (benchmarks/fit.py prints it); the closed-form re-fit makes the exact values uncritical.
+_SPANS_ONE_LEVEL = (
+    (0.5, 0.25), (0.5, 0.5), (0.5, 0.0), (-0.5, 0.25), (-0.5, -0.25),
+    (-2.0, 0.0), (0.5, 0.75), (1.0, 0.0), (-1.0, -0.25),
+)  # fmt: skip
+
+
+def _span_grid(first: float, last: float, count: int) -> tuple[tuple[float, float], ...]:
+    """All pairs of `count` reaches and five shifts of the start."""
+    reaches = np.linspace(first, last, count)
+    shifts = (-0.25, 0.0, 0.25, 0.5, 0.75)
+    return tuple((float(reach), shift) for shift in shifts for reach in reaches)
+
+
+_D = {"d": np.float16}
+_D_M = {"d": np.float16, "m": np.float16}
+_SUB = {"d": np.float16, "scales": np.int8}
+_SUB_MIN = {"d": np.float16, "dmin": np.float16, "scales": np.uint8, "mins": np.uint8}
+
+_NIBBLES_16 = Codes(Plane(4, 32), 32)
+_FIFTH_BITS = Codes(Plane(1, 8, shift=4), 32)
+_LOW_PAIRS = Codes(Plane(2, 128), 256)
+_NIBBLES_32 = Codes(Plane(4, 64), 256)
+
+_ALL = (
+    GGUFGrid(
+        "Q8_0", 32, Symmetric(32, -128, 127, (-128.0, -127.6, -127.2, 127.0, 127.4)),
+        (Half("d"), Codes(Plane(8, 32), 32, flip=0x80)), _symmetric(-128), _D,
+    ),
+    GGUFGrid(
+        "Q4_0", 32, Symmetric(32, -8, 7, (-9.0, -8.5, -8.0, -7.5, -7.0, 7.0, 7.6)),
+        (Half("d"), _NIBBLES_16), _symmetric(-8), _D,
+    ),
+    GGUFGrid(
+        "Q4_1", 32, Affine(32, 15, _SPANS_ONE_LEVEL),
+        (Half("d"), Half("m"), _NIBBLES_16), _affine, _D_M,
+    ),
+    GGUFGrid(
+        "Q5_0", 32, Symmetric(32, -16, 15, (-16.8, -16.4, -16.0, -15.6, -15.2, 15.2, 15.7)),
+        (Half("d"), _FIFTH_BITS, _NIBBLES_16), _symmetric(-16), _D,
+    ),
+    GGUFGrid(
+        "Q5_1", 32, Affine(32, 31, (*_SPANS_ONE_LEVEL, (-3.0, 0.0))),
+        (Half("d"), Half("m"), _FIFTH_BITS, _NIBBLES_16), _affine, _D_M,
+    ),
+    GGUFGrid(
+        "Q2_K", 256, SuperAffine(16, 3, 15, _span_grid(-1.0, 0.6, 9)),
+        (NibblePairs(), _LOW_PAIRS, Half("d"), Half("dmin")), _super_affine, _SUB_MIN,
+    ),
+    GGUFGrid(
+        "Q3_K", 256,
+        SuperSymmetric(
+            16, -4, 3, -32, 31,
+            (-4.8, -4.5, -4.2, -3.9, -3.6, -3.3, -3.0, 2.8, 3.1, 3.4, 3.7), refits=3,
+        ),
+        (Codes(Plane(1, 256, shift=2), 256), _LOW_PAIRS, SixBitScales(), Half("d")),
+        _super_symmetric(-4), _SUB,
+    ),
+    GGUFGrid(
+        "Q4_K", 256, SuperAffine(32, 15, 63, _span_grid(-2.5, 0.6, 9)),
+        (Half("d"), Half("dmin"), SixBitPairs(), _NIBBLES_32), _super_affine, _SUB_MIN,
+    ),
+    GGUFGrid(
+        "Q5_K", 256, SuperAffine(32, 31, 63, _span_grid(-3.0, 0.6, 9)),
+        (
+            Half("d"), Half("dmin"), SixBitPairs(),
+            Codes(Plane(1, 256, shift=4), 256), _NIBBLES_32,
+        ),
+        _super_affine, _SUB_MIN,
+    ),
+    GGUFGrid(
+        "Q6_K", 256,
+        SuperSymmetric(
+            16, -32, 31, -128, 127,
+            (*np.arange(-33.5, -28.9, 0.5).tolist(), 29.5, 30.0, 30.5, 31.0, 31.5), refits=3,
+        ),
+        (Codes(Plane(4, 128), 256), Codes(Plane(2, 128, shift=4), 256), SignedBytes(), Half("d")),
+        _super_symmetric(-32), _SUB,
+    ),
+    GGUFGrid(
+        "IQ4_NL", 32,
+        Symmetric(
+            32, 0, 0, (*np.arange(-145.0, -99.0, 6.0).tolist(), 100.0, 106.0, 112.0, 118.0, 124.0),
+            table=True,
+        ),
+        (Half("d"), _NIBBLES_16), _symmetric(None), _D,
+    ),
+    GGUFGrid(
+        "IQ4_XS", 256,
+        SuperSymmetric(
+            32, 0, 0, -32, 31,
+            (*np.arange(-145.0, -99.0, 6.0).tolist(), 100.0, 106.0, 112.0, 118.0, 124.0),
+            refits=2, table=True,
+        ),
+        (Half("d"), SplitSixBitScales(), Codes(Plane(4, 32), 256)), _super_symmetric(None), _SUB,
+    ),
+)  # fmt: skip
+
+GRIDS: dict[str, GGUFGrid] = {grid.name: grid for grid in _ALL}
+"""Every quantized type that qconvert writes, by its GGUF name."""

@@ -1,0 +1,170 @@
+"""Target: how a format names, lays out and writes a model. One module or package per target.
+
+A module of `qconvert.formats` that has an attribute `TARGET` is a target: nothing is registered
+anywhere else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qconvert.formats.grid import Grid
+from qconvert.formats.refusal import refuse
+from qconvert.formats.source import Source, SourceTensor
+from qconvert.formats.tensor import QuantizedTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asked of a target. `None` leaves the choice to it."""
+
+    bits: int | None = None
+    type: str | None = None  # "Q4_K_M": a target's own name for a mix of grids
+    split_bytes: int | None = None  # largest size of one file
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """One tensor of the output, known before any weight is read."""
+
+    name: str  # in the output: "blk.0.attn_q.weight"
+    shape: tuple[int, ...]  # [out, in] as in the source; [n] for vectors
+    grid: Grid | None  # None: kept in float, as `dtype` says
+    dtype: str  # the stored type: "Q4_K", or "F32" / "F16" / "BF16" when kept
+    nbytes: int
+    source: SourceTensor | None  # None: made from the configuration, in `values`
+    values: NDArray[np.float32] | None = None
+    row_order: NDArray[np.intp] | None = None  # output row r is source row row_order[r]
+    add: float = 0.0  # added to kept floats (Gemma norms are stored as w + 1)
+    note: str = ""  # why this type, when it is not the one asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything about an output but its weights. Making one refuses what cannot work."""
+
+    target: str
+    type: str  # the mix: "Q4_K_M"
+    tensors: tuple[OutputTensor, ...]  # in the order in which they are written
+    default_name: str  # of the output, when the user gives none: "smollm2-135m-Q4_K_M.gguf"
+    notes: tuple[str, ...] = ()  # one line each: fallbacks and the like
+    overhead_bytes: int = 0  # headers, metadata, tokenizer
+    details: Mapping[str, Any] = field(default_factory=dict)  # the target's own
+
+    @property
+    def nbytes(self) -> int:
+        return self.overhead_bytes + sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def weights(self) -> int:
+        return sum(int(np.prod(tensor.shape)) for tensor in self.tensors)
+
+
+class Sink(Protocol):
+    """An output that is being written, tensors in the plan's order, rows in order."""
+
+    def write(
+        self, tensor: OutputTensor, rows: QuantizedTensor | NDArray[np.float32]
+    ) -> None:
+        """Append some rows of `tensor`: neutral form where it has a grid, else float32.
+
+        The sink applies `row_order` and `add`. A tensor with a `row_order` comes whole.
+        """
+        ...
+
+
+class Target(Protocol):
+    @property
+    def name(self) -> str:
+        """As after `--to`: "gguf"."""
+        ...
+
+    @property
+    def summary(self) -> str:
+        """One line for `qconvert targets`."""
+        ...
+
+    @property
+    def types(self) -> Sequence[tuple[str, str]]:
+        """What `--type` takes: (name, one line about it), best known first."""
+        ...
+
+    def plan(self, source: Source, request: Request) -> Plan:
+        """Decide every tensor's grid from headers and configuration; `Refused` with all reasons."""
+        ...
+
+    def writer(self, plan: Plan, path: Path) -> AbstractContextManager[Sink]:
+        """Write aside; rename to `path` on a clean exit, leave nothing behind on any other."""
+        ...
+
+    def outputs(self, plan: Plan, path: Path) -> tuple[Path, ...]:
+        """The files that the writer will leave for `path` (several when split)."""
+        ...
+
+    def recognises(self, path: Path) -> bool:
+        """True when `path` looks like an output of this target."""
+        ...
+
+    def reader(self, path: Path) -> Reader:
+        """Open an output; `Refused` when it is damaged."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor found in an output."""
+
+    name: str
+    shape: tuple[int, ...]  # [out, in]
+    dtype: str
+    nbytes: int
+
+
+class Reader(Protocol):
+    """The reading side of a target."""
+
+    @property
+    def files(self) -> tuple[Path, ...]: ...
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]: ...
+    def decode(self, name: str) -> NDArray[np.float32]:
+        """The float32 values that the output stands for, in its own row order."""
+        ...
+
+    def weights(self, source: Source) -> Mapping[str, NDArray[np.float32]]:
+        """A lazy mapping: checkpoint name -> decoded values, in the checkpoint's names, row order,
+        conventions and *stored* orientation: what `load_state_dict` of the source's class takes."""
+        ...
+
+
+def targets() -> dict[str, Target]:
+    """Every target, by name."""
+    package = importlib.import_module("qconvert.formats")
+    found = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"qconvert.formats.{info.name}")
+        if info.ispkg:
+            module = importlib.import_module(f"qconvert.formats.{info.name}.target")
+        target = getattr(module, "TARGET", None)
+        if target is not None:
+            found[target.name] = target
+    return found
+
+
+def target_named(name: str) -> Target:
+    """The target called `name`; `Refused` with the known names otherwise."""
+    known = targets()
+    if name not in known:
+        raise refuse(f"unknown target {name!r}", f"known targets: {', '.join(sorted(known))}")
+    return known[name]

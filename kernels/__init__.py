@@ -1,0 +1,1 @@
+"""The hot loops: fit, encode, pack. Imports nothing of the other packages."""

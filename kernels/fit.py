@@ -1,0 +1,164 @@
+"""Fit a matrix onto a grid: which search, over which values, by which body.
+
+A `Fit` is the data of one grid's search; `fit` runs it. The bodies are `plain.py` (numpy, the truth)
+and `cpu.py` (numba, the same bits, compiled at first use and cached on disk by numba).
+"""
+
+from __future__ import annotations
+
+import importlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Body = Literal["cpu", "plain"]
+
+ROWS_AT_ONCE = 16  # the fast body works on this many rows together; threads split at multiples
+SUPER = 256
+
+
+class Fit(Protocol):
+    """One search. `outputs` names the parameters and says how many columns share one."""
+
+    @property
+    def kernel(self) -> str: ...
+    @property
+    def outputs(self) -> tuple[tuple[str, int], ...]: ...
+    def arguments(self) -> tuple[Any, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Symmetric:
+    """x ~ d * level: levels lo..hi, or IQ4's table. `anchors`: where the largest element may land."""
+
+    size: int
+    lo: int
+    hi: int
+    anchors: tuple[float, ...]
+    rounds: int = 1
+    table: bool = False
+    kernel = "fit_symmetric"
+
+    @property
+    def outputs(self) -> tuple[tuple[str, int], ...]:
+        return (("d", self.size),)
+
+    def arguments(self) -> tuple[Any, ...]:
+        lo, hi = np.float32(self.lo), np.float32(self.hi)
+        return self.size, lo, hi, self.table, _floats(self.anchors), self.rounds
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """x ~ d * code + m. `spans`: (steps that the range covers beyond `top`, steps the start moves)."""
+
+    size: int
+    top: int
+    spans: tuple[tuple[float, float], ...]
+    rounds: int = 1
+    kernel = "fit_affine"
+
+    @property
+    def outputs(self) -> tuple[tuple[str, int], ...]:
+        return (("d", self.size), ("m", self.size))
+
+    def arguments(self) -> tuple[Any, ...]:
+        return self.size, np.float32(self.top), *_spans(self.top, self.spans), self.rounds
+
+
+@dataclass(frozen=True, slots=True)
+class SuperSymmetric:
+    """x ~ d * scale * level, d shared by 256 columns, whole scales scale_lo..scale_hi."""
+
+    size: int
+    lo: int
+    hi: int
+    scale_lo: int
+    scale_hi: int
+    anchors: tuple[float, ...]
+    rounds: int = 1
+    refits: int = 2
+    table: bool = False
+    kernel = "fit_super_symmetric"
+
+    @property
+    def outputs(self) -> tuple[tuple[str, int], ...]:
+        return (("scales", self.size), ("d", SUPER))
+
+    def arguments(self) -> tuple[Any, ...]:
+        limits = (np.float32(self.scale_lo), np.float32(self.scale_hi))
+        search = (_floats(self.anchors), self.rounds, self.refits)
+        return self.size, np.float32(self.lo), np.float32(self.hi), self.table, *limits, *search
+
+
+@dataclass(frozen=True, slots=True)
+class SuperAffine:
+    """x ~ d * scale * code - dmin * min, d and dmin shared by 256 columns."""
+
+    size: int
+    top: int
+    scale_top: int
+    spans: tuple[tuple[float, float], ...]
+    rounds: int = 1
+    refits: int = 2
+    kernel = "fit_super_affine"
+
+    @property
+    def outputs(self) -> tuple[tuple[str, int], ...]:
+        return (("scales", self.size), ("mins", self.size), ("d", SUPER), ("dmin", SUPER))
+
+    def arguments(self) -> tuple[Any, ...]:
+        limits = (np.float32(self.top), np.float32(self.scale_top))
+        return self.size, *limits, *_spans(self.top, self.spans), self.rounds, self.refits
+
+
+def _floats(values: tuple[float, ...]) -> NDArray[np.float32]:
+    return np.array(values, np.float32)
+
+
+def _spans(top: int, spans: tuple[tuple[float, float], ...]) -> tuple[NDArray[np.float32], ...]:
+    return _floats(tuple(top + more for more, _ in spans)), _floats(tuple(s for _, s in spans))
+
+
+def fit(
+    x: NDArray[np.float32],  # [rows, cols]
+    weight: NDArray[np.float32] | None,  # [cols], importance; None: all columns alike
+    search: Fit,
+    *,
+    threads: int = 1,
+    body: Body = "cpu",
+) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.float32]]]:
+    """Codes [rows, cols] and parameters [rows, groups]; the same bits for any `threads` and `body`.
+
+    Scales beyond float16 come out infinite: the caller looks for them.
+    """
+    rows, cols = x.shape
+    weight = np.ones(cols, np.float32) if weight is None else weight
+    run = getattr(importlib.import_module(f"qconvert.kernels.{body}"), search.kernel)
+    codes = np.empty((rows, cols), np.uint8)
+    params = {name: np.empty((rows, cols // per), np.float32) for name, per in search.outputs}
+    arguments = search.arguments()
+
+    def part(start: int, stop: int) -> None:
+        outputs = [values[start:stop] for values in params.values()]
+        flat = np.ascontiguousarray(x[start:stop], np.float32).reshape(-1)
+        run(flat, stop - start, cols, weight, *arguments, codes[start:stop].reshape(-1), *outputs)
+
+    in_parts(part, rows, threads)
+    return codes, params
+
+
+def in_parts(part: Any, rows: int, threads: int) -> None:
+    """Call `part(start, stop)` over all rows, in up to `threads` threads."""
+    step = -(-rows // max(threads, 1))
+    step = -(-step // ROWS_AT_ONCE) * ROWS_AT_ONCE
+    edges = [(start, min(start + step, rows)) for start in range(0, rows, max(step, 1))]
+    if len(edges) <= 1:
+        for start, stop in edges:
+            part(start, stop)
+        return
+    with ThreadPoolExecutor(len(edges)) as pool:
+        list(pool.map(lambda edge: part(*edge), edges))

@@ -1,0 +1,48 @@
+"""The fast fits equal the plain ones bit for bit, and do not depend on threads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from qconvert.formats.gguf.grids import GRIDS, GGUFGrid
+from qconvert.kernels.fit import Body
+
+SEED = 7
+
+
+def _matrix(rows: int, cols: int, seed: int = SEED) -> np.ndarray:
+    """Weights with outliers, a zero group, a constant group, one-sided groups and tiny values."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_t(4, (rows, cols)).astype(np.float32) * np.float32(0.05)
+    x[0, :32] = 0
+    x[1, :256] = 0
+    x[2, :64] = 0.25
+    x[3, :256] = np.abs(x[3, :256])
+    x[4, :256] = -np.abs(x[4, :256])
+    x[5] *= np.float32(1e-6)
+    x[6] *= np.float32(1e-30)
+    x[7, 10] = 300.0
+    return x
+
+
+def _importance(cols: int) -> np.ndarray:
+    return np.exp(np.random.default_rng(SEED).standard_normal(cols)).astype(np.float32)
+
+
+def _bytes(grid: GGUFGrid, x: np.ndarray, weight: np.ndarray | None, body: Body) -> bytes:
+    return grid.pack(grid.quantize(x, weight, body=body)).tobytes()
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_fast_equals_plain(grid: GGUFGrid, weighted: bool) -> None:
+    x = _matrix(21, 512)
+    weight = _importance(512) if weighted else None
+    assert _bytes(grid, x, weight, "cpu") == _bytes(grid, x, weight, "plain")
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_threads_do_not_change_a_bit(grid: GGUFGrid) -> None:
+    x = _matrix(75, 256)
+    one, three = (grid.quantize(x, threads=threads) for threads in (1, 3))
+    assert grid.pack(one).tobytes() == grid.pack(three, threads=2).tobytes()
