@@ -72,9 +72,7 @@ class Plan:
 class Sink(Protocol):
     """An output that is being written, tensors in the plan's order, rows in order."""
 
-    def write(
-        self, tensor: OutputTensor, rows: QuantizedTensor | NDArray[np.float32]
-    ) -> None:
+    def write(self, tensor: OutputTensor, rows: QuantizedTensor | NDArray[np.float32]) -> None:
         """Append some rows of `tensor`: neutral form where it has a grid, else float32.
 
         The sink applies `row_order` and `add`. A tensor with a `row_order` comes whole.

@@ -1,8 +1,8 @@
 """The fits of `plain.py` for a CPU, sixteen rows at a time, compiled by numba when first used.
 
 Every function does the same operations in the same order as its namesake in `plain.py`, so both
-give the same bits. Arrays: x float32 [rows * cols], weight float32 [cols]; codes uint8 [rows * cols];
-parameters float32 [rows, groups], whole numbers or values that float16 holds exactly.
+give the same bits. Arrays: x float32 [rows * cols], weight float32 [cols]; codes uint8 [rows *
+cols]; parameters float32 [rows, groups], whole numbers or values that float16 holds exactly.
 """
 
 from __future__ import annotations
@@ -12,9 +12,20 @@ from numba import njit
 
 from qconvert.kernels.levels import IQ4_GAPS, IQ4_LOWEST, IQ4_MIDDLES
 from qconvert.kernels.simd import (
-    LANES, absolute, both, half, larger, load, rint, select, smaller, splat, store, store_bytes,
+    LANES,
+    absolute,
+    both,
+    half,
+    larger,
+    load,
+    rint,
+    select,
+    smaller,
+    splat,
+    store,
+    store_bytes,
     transpose,
-)  # fmt: skip
+)
 
 SUPER = 256  # columns of a super-block
 TINY = np.float32(1e-30)  # below this a sum of squares counts as zero
@@ -98,7 +109,9 @@ def _encode_affine(tile, at, size, d, offset, top, codes):
     inverse, zero = _inverse(d), splat(0.0)
     for i in range(size):
         v = load(tile, (at + i) * LANES)
-        store_bytes(codes, (at + i) * LANES, larger(smaller(rint((v - offset) * inverse), top), zero))
+        store_bytes(
+            codes, (at + i) * LANES, larger(smaller(rint((v - offset) * inverse), top), zero)
+        )
 
 
 @njit(nogil=True)
@@ -288,7 +301,7 @@ def fit_super_symmetric(
 
 @njit(nogil=True)
 def _refine_affine(tile, weight, col, size, top, scale_top, d, dmin, scales, mins):
-    """Best (scale, min) near the present ones for each sub-block, then d and dmin in closed form."""
+    """Best (scale, min) near the present ones for each sub-block; then d, dmin in closed form."""
     zero, one, two, tiny = splat(0.0), splat(1.0), splat(2.0), splat(TINY)
     per_min = _inverse(dmin)
     saa, sab, sbb, sxa, sxb = zero, zero, zero, zero, zero

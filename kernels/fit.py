@@ -1,7 +1,7 @@
 """Fit a matrix onto a grid: which search, over which values, by which body.
 
-A `Fit` is the data of one grid's search; `fit` runs it. The bodies are `plain.py` (numpy, the truth)
-and `cpu.py` (numba, the same bits, compiled at first use and cached on disk by numba).
+A `Fit` is the data of one grid's search; `fit` runs it. The bodies are `plain.py` (numpy, the
+truth) and `cpu.py` (numba, the same bits, compiled at first use and cached on disk by numba).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Fit(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Symmetric:
-    """x ~ d * level: levels lo..hi, or IQ4's table. `anchors`: where the largest element may land."""
+    """x ~ d * level: levels lo..hi, or IQ4's table. `anchors`: where the largest element lands."""
 
     size: int
     lo: int
@@ -53,7 +53,7 @@ class Symmetric:
 
 @dataclass(frozen=True, slots=True)
 class Affine:
-    """x ~ d * code + m. `spans`: (steps that the range covers beyond `top`, steps the start moves)."""
+    """x ~ d * code + m. `spans`: (steps that the range covers beyond `top`, moves of the start)."""
 
     size: int
     top: int

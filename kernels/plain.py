@@ -162,7 +162,7 @@ def fit_super_symmetric(
     scale_lo: np.float32, scale_hi: np.float32, anchors: Floats, rounds: int, refits: int,
     codes: Codes, scales_out: Floats, d_out: Floats,
 ) -> None:  # fmt: skip
-    """x ~ d * scale * level(code): d float16 per 256 columns, scale whole, in [scale_lo, scale_hi]."""
+    """x ~ d * scale * level(code): d float16 per 256 columns, scale whole, scale_lo..scale_hi."""
     shape = (-1, cols // SUPER, SUPER // size, size)
     g, w = x.reshape(shape), weight.reshape(shape)
     found = _symmetric_scale(g, w, lo, hi, table, anchors, rounds)
@@ -203,13 +203,16 @@ def fit_super_affine(
     tops: Floats, shifts: Floats, rounds: int, refits: int,
     codes: Codes, scales_out: Floats, mins_out: Floats, d_out: Floats, dmin_out: Floats,
 ) -> None:  # fmt: skip
-    """x ~ d * scale * code - dmin * min: d, dmin float16 per 256 columns, scale, min 0..scale_top."""
+    """x ~ d * scale * code - dmin * min: d, dmin float16 per 256 columns; scale, min whole."""
     zero = np.float32(0)
     shape = (-1, cols // SUPER, SUPER // size, size)
     g, w = x.reshape(shape), weight.reshape(shape)
     scale, offset = _affine_scale(g, w, top, False, tops, shifts, rounds)
     low = zero - offset
-    d, dmin = _half(_larger(scale.max(-1), zero) / scale_top), _half(_larger(low.max(-1), zero) / scale_top)
+    d, dmin = (
+        _half(_larger(scale.max(-1), zero) / scale_top),
+        _half(_larger(low.max(-1), zero) / scale_top),
+    )
     scales = _smaller(np.rint(scale * _inverse(d)[..., None]), scale_top)
     mins = _smaller(np.rint(low * _inverse(dmin)[..., None]), scale_top)
     for _ in range(refits):
@@ -225,7 +228,7 @@ def _refine_affine(
     g: Floats, w: Floats, top: np.float32, scale_top: np.float32,
     d: Floats, dmin: Floats, scales: Floats, mins: Floats,
 ) -> tuple[Floats, Floats, Floats, Floats]:  # fmt: skip
-    """Best (scale, min) near the present ones for each sub-block, then d and dmin in closed form."""
+    """Best (scale, min) near the present ones for each sub-block; then d, dmin in closed form."""
     zero, two = np.float32(0), np.float32(2)
     per_min = _inverse(dmin)[..., None]
     sw, sx = _ordered_sum(np.broadcast_to(w, (1, *w.shape[1:]))), _ordered_sum(w * g)

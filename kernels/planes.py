@@ -1,8 +1,8 @@
 """Bit planes: how codes of a few bits share bytes.
 
-A plane holds `width` bits of every code. Within each run of `group` codes, `8 / width` codes that lie
-`group * width / 8` apart share one byte, the first in the lowest bits. Every code layout of GGUF is one
-plane or the sum of two (llama.cpp, ggml-quants.c, `dequantize_row_*`).
+A plane holds `width` bits of every code. Within each run of `group` codes, `8 / width` codes that
+lie `group * width / 8` apart share one byte, the first in the lowest bits. Every code layout of
+GGUF is one plane or the sum of two (llama.cpp, ggml-quants.c, `dequantize_row_*`).
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from qconvert.kernels import cpu_planes as fast
+
 Bytes = NDArray[np.uint8]
+WORD = np.uint64
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +36,9 @@ def pack_plane(codes: Bytes, plane: Plane) -> Bytes:
     """Flat codes, a multiple of `group` of them -> flat bytes."""
     out = np.empty(codes.size * plane.width // 8, np.uint8)
     if plane.stride == 1:
-        _pack_bits(codes.view(np.uint64), out, plane.shift)
+        fast.pack_bits(codes.view(WORD), out, plane.shift)
     else:
-        _pack(*_words(codes, out), plane.width, plane.shift, plane.stride // 8)
+        fast.pack(codes.view(WORD), out.view(WORD), plane.width, plane.shift, plane.stride // 8)
     return out
 
 
@@ -44,14 +46,10 @@ def unpack_plane(packed: Bytes, plane: Plane) -> Bytes:
     """The plane's part of each code, already shifted to its place."""
     out = np.empty(packed.size * 8 // plane.width, np.uint8)
     if plane.stride == 1:
-        _unpack_bits(packed, out.view(np.uint64), plane.shift)
+        fast.unpack_bits(packed, out.view(WORD), plane.shift)
     else:
-        _unpack(*_words(packed, out), plane.width, plane.shift, plane.stride // 8)
+        fast.unpack(packed.view(WORD), out.view(WORD), plane.width, plane.shift, plane.stride // 8)
     return out
-
-
-def _words(*arrays: Bytes) -> tuple[NDArray[np.uint64], ...]:
-    return tuple(array.view(np.uint64) for array in arrays)
 
 
 def pack_plane_plain(codes: Bytes, plane: Plane) -> Bytes:
@@ -71,48 +69,3 @@ def unpack_plane_plain(packed: Bytes, plane: Plane) -> Bytes:
     parts = (packed.reshape(-1, 1, plane.stride) >> lifts) & ((1 << plane.width) - 1)
     unpacked: Bytes = (parts << plane.shift).astype(np.uint8).reshape(-1)
     return unpacked
-
-
-# The fast bodies work on eight codes at once, as the bytes of one 64-bit word: after the mask no
-# part crosses its byte.
-_ONES = np.uint64(0x0101010101010101)
-
-
-@njit(nogil=True, cache=True)
-def _pack(codes, out, width, shift, stride):
-    share, mask = 8 // width, np.uint64((1 << width) - 1) * _ONES
-    for start in range(0, out.size, stride):
-        for i in range(stride):
-            word = np.uint64(0)
-            for k in range(share):
-                part = codes[start * share + k * stride + i] >> np.uint64(shift) & mask
-                word |= part << np.uint64(k * width)
-            out[start + i] = word
-
-
-@njit(nogil=True, cache=True)
-def _unpack(packed, out, width, shift, stride):
-    share, mask = 8 // width, np.uint64((1 << width) - 1) * _ONES
-    for start in range(0, packed.size, stride):
-        for i in range(stride):
-            word = packed[start + i]
-            for k in range(share):
-                part = word >> np.uint64(k * width) & mask
-                out[start * share + k * stride + i] = part << np.uint64(shift)
-
-
-@njit(nogil=True, cache=True)
-def _pack_bits(codes, out, shift):
-    """Bit `shift` of the eight bytes of a word, gathered by a multiplication into its top byte."""
-    for i in range(out.size):
-        bits = codes[i] >> np.uint64(shift) & _ONES
-        out[i] = bits * np.uint64(0x0102040810204080) >> np.uint64(56)
-
-
-@njit(nogil=True, cache=True)
-def _unpack_bits(packed, out, shift):
-    """Bit i of a byte to byte i of a word: copy, keep one bit each, carry any bit to the top one."""
-    for i in range(packed.size):
-        picked = np.uint64(packed[i]) * _ONES & np.uint64(0x8040201008040201)
-        tops = picked + np.uint64(0x7F7F7F7F7F7F7F7F)
-        out[i] = (tops >> np.uint64(7) & _ONES) << np.uint64(shift)

@@ -1,8 +1,8 @@
 """Sixteen float32 lanes as one value inside numba functions.
 
-The fits work on sixteen rows side by side, one row a lane, so that every sum runs in the same order
-as in `plain.py` and gives the same bits on every machine: nothing is reassociated or contracted, and
-vector width is the compiler's affair (LLVM splits a 16-lane value where registers are narrower).
+The fits work on sixteen rows side by side, one row a lane, so that every sum runs in the same
+order as in `plain.py` and gives the same bits on every machine: nothing is reassociated or
+contracted, and LLVM splits a 16-lane value where registers are narrower.
 Numba's loop vectorizer cannot be relied on for this: arrays carry no aliasing facts.
 """
 

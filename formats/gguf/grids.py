@@ -13,13 +13,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.formats.gguf.fields import (
-    Codes, Field, Half, NibblePairs, SignedBytes, SixBitPairs, SixBitScales, SplitSixBitScales,
-)  # fmt: skip
+    Codes,
+    Field,
+    Half,
+    NibblePairs,
+    SignedBytes,
+    SixBitPairs,
+    SixBitScales,
+    SplitSixBitScales,
+)
 from qconvert.formats.grid import ScaleOverflow as ScaleOverflow
 from qconvert.formats.tensor import QuantizedTensor
 from qconvert.kernels.fit import (
-    Affine, Body, Fit, SuperAffine, SuperSymmetric, Symmetric, fit, in_parts,
-)  # fmt: skip
+    Affine,
+    Body,
+    Fit,
+    SuperAffine,
+    SuperSymmetric,
+    Symmetric,
+    fit,
+    in_parts,
+)
 from qconvert.kernels.levels import IQ4_LEVELS
 from qconvert.kernels.planes import Plane
 
@@ -35,7 +49,7 @@ class GGUFGrid:
     search: Fit
     fields: tuple[Field, ...]
     formula: Callable[[QuantizedTensor], Floats]
-    stored: Mapping[str, type[np.generic]]  # dtype of each parameter in the neutral form
+    stored: Mapping[str, np.dtype[Any]]  # dtype of each parameter in the neutral form
 
     @property
     def block_bytes(self) -> int:
@@ -56,7 +70,7 @@ class GGUFGrid:
         threads: int = 1,
         body: Body = "cpu",
     ) -> QuantizedTensor:
-        """Weighted least squares onto this grid; `ScaleOverflow` where float16 cannot hold a scale."""
+        """Weighted least squares onto this grid; `ScaleOverflow` beyond float16's range."""
         codes, found = fit(w, weight, self.search, threads=threads, body=body)
         if not all(np.isfinite(values).all() for values in found.values()):
             raise ScaleOverflow(f"{self.name}: a scale is beyond float16 (65504)")
@@ -75,7 +89,10 @@ class GGUFGrid:
             some = tensor.take_rows(slice(start, stop))
             at = 0
             for field in self.fields:
-                out[start:stop, :, at : at + field.nbytes] = field.pack(some, blocks)
+                # As one item of nbytes: numpy copies short runs of bytes one loop a run.
+                item = np.dtype((np.void, field.nbytes))
+                target = out[start:stop, :, at : at + field.nbytes].view(item)
+                target[:] = np.ascontiguousarray(field.pack(some, blocks)).view(item)
                 at += field.nbytes
 
         in_parts(part, rows, threads)
@@ -155,8 +172,8 @@ def _super_affine(tensor: QuantizedTensor) -> Floats:
     return values
 
 
-# Starting points of the searches. Chosen on weights of a real model and on random ones, by the error
-# that is left (benchmarks/fit.py prints it); the closed-form re-fit makes the exact values uncritical.
+# Starting points of the searches, chosen on weights of a real model and on random ones by the error
+# that is left (benchmarks/fit.py prints it). The closed-form re-fit makes their values uncritical.
 _SPANS_ONE_LEVEL = (
     (0.5, 0.25), (0.5, 0.5), (0.5, 0.0), (-0.5, 0.25), (-0.5, -0.25),
     (-2.0, 0.0), (0.5, 0.75), (1.0, 0.0), (-1.0, -0.25),
@@ -170,10 +187,12 @@ def _span_grid(first: float, last: float, count: int) -> tuple[tuple[float, floa
     return tuple((float(reach), shift) for shift in shifts for reach in reaches)
 
 
-_D = {"d": np.float16}
-_D_M = {"d": np.float16, "m": np.float16}
-_SUB = {"d": np.float16, "scales": np.int8}
-_SUB_MIN = {"d": np.float16, "dmin": np.float16, "scales": np.uint8, "mins": np.uint8}
+_F16, _I8, _U8 = np.dtype(np.float16), np.dtype(np.int8), np.dtype(np.uint8)
+_Dtypes = dict[str, np.dtype[Any]]
+_D: _Dtypes = {"d": _F16}
+_D_M: _Dtypes = {"d": _F16, "m": _F16}
+_SUB: _Dtypes = {"d": _F16, "scales": _I8}
+_SUB_MIN: _Dtypes = {"d": _F16, "dmin": _F16, "scales": _U8, "mins": _U8}
 
 _NIBBLES_16 = Codes(Plane(4, 32), 32)
 _FIFTH_BITS = Codes(Plane(1, 8, shift=4), 32)
@@ -186,7 +205,7 @@ _ALL = (
         (Half("d"), Codes(Plane(8, 32), 32, flip=0x80)), _symmetric(-128), _D,
     ),
     GGUFGrid(
-        "Q4_0", 32, Symmetric(32, -8, 7, (-9.0, -8.5, -8.0, -7.5, -7.0, 7.0, 7.6)),
+        "Q4_0", 32, Symmetric(32, -8, 7, (-8.7, -8.1, -7.5, -6.9)),
         (Half("d"), _NIBBLES_16), _symmetric(-8), _D,
     ),
     GGUFGrid(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from qconvert.formats.gguf.grids import GRIDS, GGUFGrid
 from qconvert.kernels.fit import Body
 

@@ -1,12 +1,17 @@
-"""Packing planes: the word-at-a-time bodies equal the plain ones, and the layout is the one stated."""
+"""Packing planes: the word-at-a-time bodies equal the plain ones; the layout is as stated."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from qconvert.kernels.planes import (
-    Plane, pack_plane, pack_plane_plain, unpack_plane, unpack_plane_plain,
-)  # fmt: skip
+    Plane,
+    pack_plane,
+    pack_plane_plain,
+    unpack_plane,
+    unpack_plane_plain,
+)
 
 PLANES = [
     Plane(8, 32), Plane(4, 32), Plane(4, 64), Plane(4, 128), Plane(2, 128), Plane(2, 128, shift=4),

@@ -1,0 +1,305 @@
+"""The command line: `qconvert MODEL --to TARGET --bits N`, and inspect, check, bench, targets.
+
+Only this module sees all four rooms. Everything heavy is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from qconvert import __version__
+from qconvert.errors import FAILED, OK, explain, terminate
+from qconvert.formats.refusal import MissingRuntime, refuse
+from qconvert.manual import HELP
+from qconvert.options import (
+    ByDefault,
+    bench_options,
+    check_options,
+    convert_options,
+    folder_or_file,
+    json_option,
+)
+from qconvert.progress import bar
+
+if TYPE_CHECKING:
+    from qconvert.checkpoint import Checkpoint
+    from qconvert.formats.target import Target
+    from qconvert.runtimes.runtime import Runtime
+
+
+@click.group(
+    cls=ByDefault,
+    help=HELP,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="qconvert")
+@click.option("--debug", is_flag=True, help="Before a command: show where an error was raised.")
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
+    context.ensure_object(dict)["debug"] = debug
+
+
+@cli.command("convert", short_help="Write MODEL in another format.")
+@convert_options
+def convert_command(
+    model: Path,
+    target: str | None,
+    bits: int | None,
+    type_: str | None,
+    out: Path | None,
+    split_size: int | None,
+    plan_only: bool,
+    force: bool,
+    threads: int,
+    report: str | None,
+) -> None:
+    """Write MODEL, a Hugging Face folder, in the format TARGET. The word `convert` may be left out.
+
+    \b
+      qconvert MODEL --to gguf --bits 4
+      qconvert MODEL --to gguf --type Q5_K_M --out out/model.gguf --split-size 2GB
+      qconvert MODEL --to gguf --bits 4 --plan --json -
+
+    Everything that cannot work is found before a weight is read, and told at once.
+    """
+    from qconvert import facts, pipeline, render
+    from qconvert.formats.target import targets
+
+    if target is None:
+        known = ", ".join(sorted(targets()))
+        raise refuse("the format to write is missing", f"add --to TARGET, one of: {known}")
+    if plan_only:
+        job, cost = pipeline.plan(
+            model, target, bits=bits, type=type_, out=out, split_bytes=split_size, threads=threads
+        )
+        result = facts.of_plan(job, cost, pipeline.obstacles(job, force=force))
+        deliver(result, report, *render.plan_tables(result))
+        return
+    with bar() as progress:
+        done = pipeline.convert(
+            model, target, bits=bits, type=type_, out=out, split_bytes=split_size,
+            threads=threads, force=force, progress=progress,
+        )  # fmt: skip
+    result = facts.of_conversion(done, threads)
+    deliver(result, report, *render.conversion_tables(result))
+
+
+@cli.command("inspect", short_help="What a file, or a model folder, holds.")
+@folder_or_file("path")
+@click.option("--tensors", "all_tensors", is_flag=True, help="List every tensor by itself.")
+@json_option
+def inspect_command(path: Path, all_tensors: bool, report: str | None) -> None:
+    """Show the files, metadata, tensors and bits per weight of an output or of a model folder.
+
+    \b
+      qconvert inspect smollm2-135m-Q4_K_M.gguf
+      qconvert inspect models/smollm2-135m --json -
+    """
+    from qconvert import facts, render
+
+    if path.is_dir() and recognised(path) is None:
+        from qconvert.checkpoint import open_checkpoint
+
+        result = facts.of_model(open_checkpoint(path), each=all_tensors)
+    else:
+        result = facts.of_output(path, target_of(path), each=all_tensors)
+    deliver(result, report, *render.inspect_tables(result))
+
+
+@cli.command("check", short_help="How far an output is from its source, in its runtime.")
+@check_options
+def check_command(
+    out: Path,
+    model: Path,
+    text: Path | None,
+    windows: int,
+    length: int,
+    max_kl: float | None,
+    no_floor: bool,
+    runtime_name: str | None,
+    runtime_path: Path | None,
+    threads: int | None,
+    report: str | None,
+) -> int:
+    """Load OUT in its runtime and compare it with MODEL, the folder that it was made from.
+
+    \b
+      qconvert check small.gguf --against models/smollm2-135m
+      qconvert check small.gguf --against models/smollm2-135m --text mine.txt --max-kl 0.1
+
+    Two distances are told apart: from the source to the file as decoded (what the type costs), and
+    from there to the runtime (what the runtime adds). Exit 1 when the check fails.
+    """
+    from qconvert.checkpoint import open_checkpoint
+    from qconvert.runtimes.check import check
+    from qconvert.runtimes.report import check_view
+
+    target = target_of(out)
+    source = open_checkpoint(model)
+    runtime = chosen_runtime(target, runtime_name, runtime_path)
+    with runtime_faults(runtime), bar("windows") as progress, ExitStack() as stack:
+        floor = None if no_floor else stack.enter_context(float_output(source, target, out))
+        found = check(
+            out, source, reader=target.reader(out), runtime=runtime, text_file=text,
+            windows=windows, length=length, threads=threads, floor=floor, max_kl=max_kl,
+            progress=progress,
+        )  # fmt: skip
+    deliver(found, report, check_view(found))
+    return OK if found.passed else FAILED
+
+
+@cli.command("bench", short_help="Tokens per second and peak memory of an output.")
+@bench_options
+def bench_command(
+    out: Path,
+    prompt: int,
+    generate: int,
+    repetitions: int,
+    runtime_name: str | None,
+    runtime_path: Path | None,
+    threads: int | None,
+    report: str | None,
+) -> None:
+    """Time OUT in its runtime: reading a prompt and generating, apart.
+
+    \b
+      qconvert bench small.gguf --threads 2
+      qconvert bench small.gguf --runtime-path ~/llama.cpp/build/bin --json speed.json
+    """
+    from qconvert.runtimes.bench import bench
+    from qconvert.runtimes.report import bench_view
+
+    target = target_of(out)
+    runtime = chosen_runtime(target, runtime_name, runtime_path)
+    with runtime_faults(runtime):
+        found = bench(
+            out, reader=target.reader(out), runtime=runtime, prompt=prompt, generate=generate,
+            repetitions=repetitions, threads=threads,
+        )  # fmt: skip
+    deliver(found, report, bench_view(found))
+
+
+@cli.command("targets", short_help="Formats, their types, and the runtimes usable here.")
+@json_option
+def targets_command(report: str | None) -> None:
+    """List what each target can hold, and which runtimes are usable here (if not, why).
+
+    \b
+      qconvert targets
+      qconvert targets --json -
+    """
+    from qconvert import facts, render
+    from qconvert.formats.target import targets
+    from qconvert.runtimes.runtime import runtimes
+
+    result = facts.of_targets(targets(), runtimes())
+    deliver(result, report, *render.target_tables(result))
+
+
+def deliver(result: Any, report: str | None, *tables: Any) -> None:
+    """Show `tables`, or `result` as JSON alone when `report` is "-"; also write it to a file."""
+    from qconvert import facts, render
+
+    if report is not None:
+        facts.write_report(result, report)
+    if report != "-":
+        render.show(*tables)
+
+
+def recognised(path: Path) -> Target | None:
+    """The target that `path` is an output of."""
+    from qconvert.formats.target import targets
+
+    if not path.exists():
+        raise refuse(f"no such file or folder: {path}", "give an output, or a model folder")
+    return next((target for target in targets().values() if target.recognises(path)), None)
+
+
+def target_of(path: Path) -> Target:
+    """As `recognised`; `Refused` when there is none."""
+    from qconvert.formats.target import targets
+
+    target = recognised(path)
+    if target is None:
+        raise refuse(
+            f"{path} is not an output of any known target ({', '.join(sorted(targets()))})",
+            "give a file that `qconvert MODEL --to TARGET` has written, or one of the same format",
+        )
+    return target
+
+
+def chosen_runtime(target: Target, name: str | None, own_build: Path | None) -> Runtime:
+    """A usable runtime for the outputs of `target`; `Refused` or `MissingRuntime` otherwise."""
+    from qconvert.runtimes.runtime import runtimes
+
+    known = {one.name: one for one in runtimes().values() if one.target == target.name}
+    if not known or (name is not None and name not in known):
+        problem = f"no runtime {name or ''} for {target.name}".replace("  ", " ")
+        raise refuse(problem, f"known: {', '.join(sorted(known)) or 'none'}")
+    runtime = known[name] if name is not None else next(iter(known.values()))
+    if own_build is not None:
+        runtime = with_own_build(runtime, own_build)
+    reason = runtime.unavailable()
+    if reason is not None:
+        raise MissingRuntime(runtime.name, reason, runtime.install)
+    return runtime
+
+
+def with_own_build(runtime: Any, folder: Path) -> Runtime:
+    """The runtime on the user's own build, where it has a field `library` to name one in."""
+    if not hasattr(runtime, "library"):
+        raise refuse(f"{runtime.name} takes no build of one's own", "leave --runtime-path out")
+    if not folder.is_dir():
+        raise refuse(f"no such folder: {folder}", "name the folder of the shared libraries")
+    found: Runtime = replace(runtime, library=folder)
+    return found
+
+
+@contextmanager
+def runtime_faults(runtime: Runtime) -> Iterator[None]:
+    """A runtime that crashes or hangs is a broken environment, told with its last words."""
+    from qconvert.runtimes.process import RuntimeFailed
+
+    try:
+        yield
+    except RuntimeFailed as failed:
+        raise MissingRuntime(runtime.name, str(failed), runtime.install) from failed
+
+
+@contextmanager
+def float_output(source: Checkpoint, target: Target, out: Path) -> Iterator[Path]:
+    """An unquantized output of `source` beside `out`, for the runtime's own noise; then removed."""
+    from qconvert.pipeline import convert
+
+    stored = Counter(tensor.dtype for tensor in source.tensors if len(tensor.shape) > 1)
+    kind = stored.most_common(1)[0][0]
+    with tempfile.TemporaryDirectory(prefix=".qconvert-", dir=out.absolute().parent) as folder:
+        path = Path(folder) / f"unquantized{out.suffix}"
+        yield convert(source.folder, target.name, type=kind, out=path).files[0]
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line; the exit code. Foreseeable errors become one message on stderr."""
+    try:
+        code = cli.main(list(arguments) or ["--help"], prog_name="qconvert", standalone_mode=False)
+    except Exception as error:
+        if "--debug" in arguments[:1]:
+            raise
+        return explain(error, arguments)
+    return code if isinstance(code, int) else OK
+
+
+def main() -> NoReturn:
+    """The command `qconvert`."""
+    signal.signal(signal.SIGTERM, terminate)
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,81 @@
+"""What a conversion will cost, told before a weight is read."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from qconvert.formats.grid import Grid
+from qconvert.formats.target import OutputTensor, Plan
+
+CHUNK = 1 << 22
+"""Weights that are read and quantized at once."""
+
+_INTERPRETER = 220_000_000  # Python with numpy, numba and a loaded kernel, measured
+_PER_WEIGHT = 14  # stored form, float32, codes and the kernel's own, in a chunk at hand
+_PER_WHOLE_WEIGHT = 3  # codes, reordered codes and packed bytes of a tensor that is kept whole
+_FLOATS_PER_WEIGHT = 13  # the same, of a tensor that stays float
+_DISK = 1e9  # bytes per second, read and written; a slow disk takes longer
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Costs of a conversion, predicted."""
+
+    peak_bytes: int
+    disk_bytes: int
+    seconds: float
+
+
+def estimate(plan: Plan, threads: int) -> Estimate:
+    """Peak memory from the sizes, time from a trial of each grid on random weights (the first use
+    of a kernel compiles it, so the trial itself takes a moment)."""
+    return Estimate(_peak(plan), plan.nbytes, _seconds(plan, threads))
+
+
+def chunk_rows(cols: int) -> int:
+    """Rows of `cols` weights that are handled at once."""
+    return max(1, CHUNK // max(1, cols))
+
+
+def _peak(plan: Plan) -> int:
+    return _INTERPRETER + max((_working_bytes(tensor) for tensor in plan.tensors), default=0)
+
+
+def _working_bytes(tensor: OutputTensor) -> int:
+    weights = math.prod(tensor.shape)
+    chunk = min(weights, max(CHUNK, tensor.shape[-1])) * _PER_WEIGHT
+    if tensor.row_order is None:
+        return chunk
+    return chunk + weights * (_FLOATS_PER_WEIGHT if tensor.grid is None else _PER_WHOLE_WEIGHT)
+
+
+def _seconds(plan: Plan, threads: int) -> float:
+    grids: dict[str, Grid] = {}
+    weights: Counter[str] = Counter()
+    for tensor in plan.tensors:
+        if tensor.grid is not None:
+            grids[tensor.dtype] = tensor.grid
+            weights[tensor.dtype] += math.prod(tensor.shape)
+    fitting = sum(
+        count * _seconds_per_weight(grids[name], threads) for name, count in weights.items()
+    )
+    moved = plan.nbytes + sum(tensor.source.nbytes for tensor in plan.tensors if tensor.source)
+    return fitting + moved / _DISK
+
+
+def _seconds_per_weight(grid: Grid, threads: int) -> float:
+    """Measured on random weights, the better of two runs after one that warms up."""
+    shape = (128 * min(threads, 16), 2048)
+    trial = np.random.default_rng(0).standard_normal(shape, np.float32) * np.float32(0.02)
+    grid.quantize(trial[:1], threads=threads)
+    best = math.inf
+    for _ in range(2):
+        start = time.perf_counter()
+        grid.pack(grid.quantize(trial, threads=threads))
+        best = min(best, time.perf_counter() - start)
+    return best / trial.size

@@ -1,0 +1,239 @@
+"""What the command line reports, as plain values that JSON can hold."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from qconvert import __version__
+from qconvert.formats.refusal import Reason, refuse
+from qconvert.resources import free_bytes
+
+if TYPE_CHECKING:
+    from qconvert.estimate import Estimate
+    from qconvert.formats.source import Source
+    from qconvert.formats.target import OutputTensor, Target
+    from qconvert.pipeline import Conversion, Job
+
+SHOWN_VALUES = 4  # of a long list in the metadata
+
+
+class Runtime(Protocol):
+    """What is told of a runtime; this room does not know the rooms beside it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def target(self) -> str: ...
+    @property
+    def install(self) -> str: ...
+    def unavailable(self) -> str | None: ...
+    def version(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    role: str
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    nbytes: int
+    note: str = ""
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: dataclasses, paths, numpy scalars and arrays are unfolded."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return str(value)
+
+
+def write_report(value: Any, where: str) -> None:
+    """Write `value` as JSON to the file `where`, or to standard output when it is "-"."""
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if where == "-":
+        import click
+
+        click.echo(text, nl=False)
+        return
+    try:
+        Path(where).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise refuse(f"cannot write the report {where}: {error.strerror}") from error
+
+
+def pattern(name: str) -> str:
+    """A tensor's name with its numbers open: `blk.*.attn_q.weight`."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
+
+
+def grouped(rows: Iterable[_Row], *, each: bool = False) -> list[dict[str, Any]]:
+    """Like tensors together, in the order in which they first appear; `each`: one by one."""
+    groups: dict[tuple[Any, ...], list[_Row]] = {}
+    for row in rows:
+        name = row.name if each else pattern(row.name)
+        key = (row.role, name, row.shape, row.type, row.note)
+        groups.setdefault(key, []).append(row)
+    found = []
+    first = {key[:2]: place for place, key in reversed(list(enumerate(groups)))}
+    for role, name, shape, kind, note in sorted(groups, key=lambda key: first[key[:2]]):
+        members = groups[role, name, shape, kind, note]
+        nbytes = sum(member.nbytes for member in members)
+        weights = len(members) * math.prod(shape)
+        found.append(
+            {
+                "role": role, "pattern": name, "shape": list(shape), "count": len(members),
+                "type": kind, "bytes": nbytes, "bits_per_weight": 8 * nbytes / max(weights, 1),
+                "note": note,
+            }
+        )  # fmt: skip
+    return found
+
+
+def by_type(rows: Iterable[_Row]) -> dict[str, dict[str, int]]:
+    """Per stored type: tensors, weights, bytes."""
+    found: dict[str, dict[str, int]] = {}
+    for row in rows:
+        entry = found.setdefault(row.type, {"tensors": 0, "weights": 0, "bytes": 0})
+        entry["tensors"] += 1
+        entry["weights"] += math.prod(row.shape)
+        entry["bytes"] += row.nbytes
+    return dict(sorted(found.items()))
+
+
+def _row(tensor: OutputTensor) -> _Row:
+    role = tensor.source.role if tensor.source else "computed"
+    return _Row(role, tensor.name, tensor.shape, tensor.dtype, tensor.nbytes, tensor.note)
+
+
+def _stored(rows: Sequence[_Row], *, each: bool) -> dict[str, Any]:
+    weights = sum(math.prod(row.shape) for row in rows)
+    return {
+        "tensors": len(rows),
+        "weights": weights,
+        "bits_per_weight": 8 * sum(row.nbytes for row in rows) / max(weights, 1),
+        "types": by_type(rows),
+        "groups": grouped(rows, each=each),
+    }
+
+
+def of_plan(job: Job, cost: Estimate, obstacles: Sequence[Reason] = ()) -> dict[str, Any]:
+    """What a conversion would write, what it costs, and what stands in its way."""
+    plan = job.plan
+    return {
+        "model": str(job.source.folder),
+        "model_type": job.source.model_type,
+        "target": plan.target,
+        "type": plan.type,
+        "files": [str(file) for file in job.files],
+        "bytes": plan.nbytes,
+        **_stored([_row(tensor) for tensor in plan.tensors], each=False),
+        "notes": list(plan.notes),
+        "estimate": {
+            "peak_memory_bytes": cost.peak_bytes,
+            "disk_bytes": cost.disk_bytes,
+            "seconds": cost.seconds,
+        },
+        "disk_free_bytes": free_bytes(job.files[0].absolute().parent),
+        "obstacles": [{"problem": one.problem, "remedy": one.remedy} for one in obstacles],
+    }
+
+
+def of_conversion(done: Conversion, threads: int) -> dict[str, Any]:
+    """What a conversion has written, and what it took."""
+    plan = done.plan
+    read = sum(tensor.source.nbytes for tensor in plan.tensors if tensor.source)
+    return {
+        "qconvert": __version__,
+        "model": str(done.model),
+        "target": done.target,
+        "type": done.type,
+        "files": [{"path": str(file), "bytes": file.stat().st_size} for file in done.files],
+        "bytes": done.nbytes,
+        **_stored([_row(tensor) for tensor in plan.tensors], each=False),
+        "notes": list(plan.notes),
+        "seconds": done.seconds,
+        "source_bytes": read,
+        "peak_memory_bytes": done.peak_bytes,
+        "threads": threads,
+    }
+
+
+def of_output(path: Path, target: Target, *, each: bool = False) -> dict[str, Any]:
+    """What an output holds: files, metadata, tensors by pattern and by type."""
+    reader = target.reader(path)
+    rows = [_Row("", t.name, t.shape, t.dtype, t.nbytes) for t in reader.tensors.values()]
+    return {
+        "kind": target.name,
+        "files": [{"path": str(file), "bytes": file.stat().st_size} for file in reader.files],
+        "bytes": sum(file.stat().st_size for file in reader.files),
+        **_stored(rows, each=each),
+        "metadata": {key: shortened(plain(value)) for key, value in reader.metadata.items()},
+    }
+
+
+def of_model(source: Source, *, each: bool = False) -> dict[str, Any]:
+    """What a model folder holds, from its headers and configuration."""
+    rows = [
+        _Row(t.role if t.part == "weight" else f"{t.role} {t.part}", t.name, t.shape, t.dtype,
+             t.nbytes)
+        for t in source.tensors
+    ]  # fmt: skip
+    files = sorted(file for file in source.folder.iterdir() if file.is_file())
+    return {
+        "kind": f"model folder of type {source.model_type}" + (", tied" if source.tied else ""),
+        "files": [{"path": str(file), "bytes": file.stat().st_size} for file in files],
+        "bytes": sum(file.stat().st_size for file in files),
+        **_stored(rows, each=each),
+        "metadata": {key: shortened(plain(value)) for key, value in source.config.items()},
+    }
+
+
+def of_targets(
+    targets: Mapping[str, Target], runtimes: Mapping[str, Runtime]
+) -> list[dict[str, Any]]:
+    """Per target: what it can hold, and its runtimes; for those not usable here, why."""
+
+    def runtime(one: Runtime) -> dict[str, Any]:
+        reason = one.unavailable()
+        return {
+            "name": one.name,
+            "usable": reason is None,
+            "version": one.version() if reason is None else None,
+            "reason": reason,
+            "install": one.install,
+        }
+
+    return [
+        {
+            "target": target.name,
+            "summary": target.summary,
+            "types": [{"name": name, "summary": line} for name, line in target.types],
+            "runtimes": [runtime(one) for one in runtimes.values() if one.target == target.name],
+        }
+        for target in targets.values()
+    ]
+
+
+def shortened(value: Any) -> Any:
+    """A long list as its first values and its length."""
+    if isinstance(value, list) and len(value) > SHOWN_VALUES:
+        return [*value[:SHOWN_VALUES], f"... {len(value):,} in all"]
+    return value

@@ -1,0 +1,175 @@
+"""Options that the commands share, and the group that runs `convert` when no command is named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qconvert.formats.refusal import refuse
+from qconvert.resources import usable_cores
+
+PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
+            "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
+
+Command = Callable[..., Any]
+
+
+class ByDefault(click.Group):
+    """A group whose first word need not be a command: anything else belongs to `convert`."""
+
+    default = "convert"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = {option for param in self.get_params(ctx) for option in param.opts}
+        first = next((i for i, word in enumerate(args) if word not in own), len(args))
+        if first < len(args) and args[first] not in self.commands:
+            args = [*args[:first], self.default, *args[first:]]
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_options(ctx, formatter)
+        inner = click.Context(self.commands[self.default], info_name=self.default, parent=ctx)
+        options = [one for one in inner.command.params if isinstance(one, click.Option)]
+        records = [option.get_help_record(inner) for option in options]
+        with formatter.section("Options of a conversion"):
+            formatter.write_dl([record for record in records if record is not None])
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name in self.commands if name != self.default]
+
+
+def parse_size(text: str) -> int:
+    """Bytes from a size as people write it: 500MB, 2GB, 1.5GiB. `ValueError` otherwise."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip().lower())
+    if match is None or match[2] not in PREFIXES or int(float(match[1])) == 0:
+        raise ValueError(f"{text!r} is not a size; write it as 500MB, 2GB or 1.5GiB")
+    return int(float(match[1]) * PREFIXES[match[2]])
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    try:
+        return None if value is None else parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
+
+def _report(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Refuse a report that could not be written before the work is done, not after."""
+    if value not in (None, "-") and not Path(str(value)).absolute().parent.is_dir():
+        raise refuse(
+            f"cannot write the report {value}: there is no folder {Path(str(value)).parent}",
+            "name a file in a folder that exists, or - for standard output",
+        )
+    return value
+
+
+def folder_or_file(name: str) -> Command:
+    """A positional path, read as a `Path`; whether it exists is judged with all other reasons."""
+    return click.argument(name, metavar=name.upper(), type=click.Path(path_type=Path))
+
+
+def json_option(command: Command) -> Command:
+    return click.option(
+        "--json", "report", metavar="FILE", callback=_report,
+        help="Also write the result as JSON. A single - prints it on standard output, alone.",
+    )(command)  # fmt: skip
+
+
+def threads_option(command: Command) -> Command:
+    return click.option(
+        "--threads", type=click.IntRange(min=1), default=usable_cores, metavar="N",
+        show_default="all cores", help="Threads to work with. Results do not depend on it.",
+    )(command)  # fmt: skip
+
+
+def cores_option(command: Command) -> Command:
+    return click.option(
+        "--threads", type=click.IntRange(min=1), metavar="N",
+        help="Threads of the runtime. Default: the physical cores.",
+    )(command)  # fmt: skip
+
+
+def convert_options(command: Command) -> Command:
+    """What `qconvert MODEL` takes."""
+    options = (
+        folder_or_file("model"),
+        click.option("--to", "target", metavar="TARGET",
+                     help="Format to write; `qconvert targets` lists them."),
+        click.option("--bits", type=int, metavar="N",
+                     help="Bits per weight, roughly: picks the type that users of the target"
+                     " expect (for gguf, 4 means Q4_K_M)."),
+        click.option("--type", "type_", metavar="TYPE",
+                     help="A type of the target by name, instead of --bits: Q4_K_M, Q8_0, BF16."),
+        click.option("--out", type=click.Path(path_type=Path), metavar="PATH",
+                     help="Where to write. Default: a name made of model and type, here."),
+        click.option("--split-size", callback=_size, metavar="SIZE",
+                     help="Write several files of at most SIZE: 2GB, 500MB, 1.5GiB."),
+        click.option("--plan", "plan_only", is_flag=True,
+                     help="Print what would be written, and what it costs; read no weight."),
+        click.option("--force", is_flag=True, help="Replace an output that exists."),
+        threads_option,
+        json_option,
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def runtime_options(command: Command) -> Command:
+    """How a runtime is chosen and run."""
+    options = (
+        click.option("--runtime", "runtime_name", metavar="NAME",
+                     help="Runtime to use; `qconvert targets` lists those of each target."),
+        click.option("--runtime-path", "--llama-cpp", "runtime_path", metavar="DIR",
+                     type=click.Path(path_type=Path),
+                     help="A build of the runtime's own to use instead of the installed package."),
+        cores_option,
+        json_option,
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def check_options(command: Command) -> Command:
+    """What `qconvert check` takes."""
+    options = (
+        folder_or_file("out"),
+        click.option("--against", "model", required=True, metavar="MODEL",
+                     type=click.Path(path_type=Path), help="Model folder that OUT was made from."),
+        click.option("--text", type=click.Path(path_type=Path), metavar="FILE",
+                     help="Text to measure on (UTF-8). Default: a short text that ships with us."),
+        click.option("--windows", type=click.IntRange(min=1), default=8, show_default=True,
+                     metavar="N", help="Pieces of the text to measure on."),
+        click.option("--length", type=click.IntRange(min=2), default=512, show_default=True,
+                     metavar="N", help="Tokens in each piece."),
+        click.option("--max-kl", type=click.FloatRange(min=0), metavar="NATS",
+                     help="Fail (exit 1) when the file is further from the source than this."),
+        click.option("--no-floor", is_flag=True,
+                     help="Do not measure the runtime's own noise on an unquantized file."),
+        runtime_options,
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def bench_options(command: Command) -> Command:
+    """What `qconvert bench` takes."""
+    options = (
+        folder_or_file("out"),
+        click.option("--prompt", type=click.IntRange(min=1), default=512, show_default=True,
+                     metavar="N", help="Tokens read in one go."),
+        click.option("--generate", type=click.IntRange(min=1), default=64, show_default=True,
+                     metavar="N", help="Tokens generated one by one."),
+        click.option("--repetitions", type=click.IntRange(min=1), default=5, show_default=True,
+                     metavar="N", help="Timed runs after a warm-up; the median is reported."),
+        runtime_options,
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -1,0 +1,76 @@
+"""What this machine gives a conversion: cores, memory, disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from qconvert.formats.refusal import Reason
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def peak_resident_bytes() -> int:
+    """The largest resident size so far of this process."""
+    status = Path("/proc/self/status")
+    if status.exists():  # ru_maxrss would count the parent's size before exec too
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Free space where `folder` lies, or None when the system does not say."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
+def output_problems(files: tuple[Path, ...], nbytes: int, *, force: bool) -> list[Reason]:
+    """Why `nbytes` could not be written to `files`, which lie in one folder; writes nothing."""
+    folder = files[0].absolute().parent
+    if not folder.is_dir():
+        return [Reason(f"no such folder to write to: {folder}", f"create it: mkdir -p {folder}")]
+    problems = [
+        Reason(f"{file} is a folder", "name a file with --out") for file in files if file.is_dir()
+    ]
+    if not force:
+        problems += [
+            Reason(f"{file} exists", "replace it with --force, or name another with --out")
+            for file in files
+            if file.is_file()
+        ]
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as fault:
+        problems.append(
+            Reason(f"cannot write to {folder}: {fault.strerror}", "name another place with --out")
+        )
+    free = free_bytes(folder)
+    if free is not None and free < nbytes:
+        problems.append(
+            Reason(
+                f"not enough disk space in {folder}: {free / 1e6:,.0f} MB are free, "
+                f"{nbytes / 1e6:,.0f} MB are needed",
+                "free some space, name another place with --out, or choose fewer bits",
+            )
+        )
+    return problems
