@@ -1,4 +1,4 @@
-"""Every grid: bytes that the reference decoder reads as we do, an exact round trip, every code used."""
+"""Every grid: the reference decoder reads the same floats, the round trip is exact."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from qconvert.formats.gguf.grids import GRIDS, GGUFGrid, ScaleOverflow
 from qconvert.formats.tensor import QuantizedTensor
 
@@ -67,7 +68,9 @@ def test_any_bytes_unpack_and_pack_back(grid: GGUFGrid, data: st.DataObject) -> 
 @every_grid
 def test_every_code_is_in_use(grid: GGUFGrid) -> None:
     codes = np.unique(grid.quantize(_normal(400, 512)).codes)
-    count = {"Q2_K": 4, "Q3_K": 8, "Q6_K": 64, "Q8_0": 256}.get(grid.name, 16 * (1 + ("5" in grid.name)))
+    count = {"Q2_K": 4, "Q3_K": 8, "Q6_K": 64, "Q8_0": 256}.get(
+        grid.name, 16 * (1 + ("5" in grid.name))
+    )
     assert len(codes) == count
 
 
@@ -90,7 +93,9 @@ def test_importance_moves_the_error_to_unimportant_columns(grid: GGUFGrid) -> No
     assert error(weight) < 0.99 * error(None)
 
 
-@pytest.mark.parametrize("grid", [GRIDS["Q4_0"], GRIDS["Q4_K"], GRIDS["Q6_K"]], ids=lambda g: g.name)
+@pytest.mark.parametrize(
+    "grid", [GRIDS["Q4_0"], GRIDS["Q4_K"], GRIDS["Q6_K"]], ids=lambda g: g.name
+)
 def test_weights_beyond_the_scale_are_refused(grid: GGUFGrid) -> None:
     w = _normal(4, 256)
     w[0, 0] = 1e9
