@@ -251,7 +251,8 @@ def chosen_runtime(target: Target, name: str | None, own_build: Path | None) -> 
         runtime = with_own_build(runtime, own_build)
     reason = runtime.unavailable()
     if reason is not None:
-        raise MissingRuntime(runtime.name, reason, runtime.install)
+        own = "name the folder that holds the shared libraries of a build, or leave the option out"
+        raise MissingRuntime(runtime.name, reason, own if own_build else runtime.install)
     return runtime
 
 

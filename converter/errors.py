@@ -20,7 +20,7 @@ KINDS = {
 }
 
 
-REINSTALL = "install it again: pip install --force-reinstall qconvert"
+REINSTALL = "install qconvert again, from its folder: pip install --force-reinstall ."
 DEBUG = "run it again as `qconvert --debug ...` and report what it prints"
 
 

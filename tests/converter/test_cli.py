@@ -287,6 +287,94 @@ def test_targets_lists_types_and_runtimes(capsys: pytest.CaptureFixture[str]) ->
     assert {"name", "usable", "reason", "install"} <= set(gguf["runtimes"][0])
 
 
+@pytest.fixture
+def small(tiny_model: Tiny) -> tuple[str, str]:
+    """(model, its output), as text."""
+    model = tiny_model("llama")
+    assert convert(model, "--out", "small.gguf") == 0
+    return str(model), "small.gguf"
+
+
+def test_check_judges_by_exit_code(
+    small: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = small
+    little = ["--windows", "1", "--length", "48", "--threads", "1"]
+    assert run(["check", out, "--against", model, *little, "--json", "found.json"]) == 0
+    found = json.loads(Path("found.json").read_text())
+    assert found["verdict"] == "PASS"
+    assert 0 < found["floor"]["kl_mean"] < found["total"]["kl_mean"]
+    assert "PASS" in capsys.readouterr().out
+    strict = [*little, "--no-floor", "--max-kl", str(found["total"]["kl_mean"] / 2)]
+    assert run(["check", out, "--against", model, *strict]) == 1
+    assert "--max-kl" in capsys.readouterr().out
+    assert left() == ["found.json", "small.gguf"]
+
+
+def test_bench_tells_rates(small: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--prompt", "16", "--generate", "4", "--repetitions", "1", "--threads", "1"]
+    capsys.readouterr()
+    assert run(["bench", small[1], *few, "--json", "-"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["throughput"]["prompt_tokens_per_s"] > 0
+    assert told["throughput"]["generate_tokens"] == 4
+    assert told["peak_bytes"] > 0
+
+
+def absent(*_: object) -> str:
+    return "its package is not installed"
+
+
+def test_a_missing_runtime_is_told_with_the_line_that_installs_it(
+    small: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from qconvert.runtimes.llamacpp import LlamaCpp
+
+    model, out = small
+    monkeypatch.setattr(LlamaCpp, "unavailable", absent)
+    for arguments in (["check", out, "--against", model], ["bench", out]):
+        assert run(arguments) == 3
+        told = capsys.readouterr().err
+        assert "its package is not installed" in told
+        assert "pip install" in told
+    assert run(["targets"]) == 0
+    assert "its package is not installed" in capsys.readouterr().out
+    assert left() == ["small.gguf"]
+
+
+def test_a_runtime_that_crashes_is_a_broken_environment(
+    small: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from qconvert.runtimes.llamacpp import LlamaCpp
+    from qconvert.runtimes.process import RuntimeFailed
+
+    def crashed(*_: object, **__: object) -> NoReturn:
+        raise RuntimeFailed("llama.cpp", "crashed (SIGSEGV)", "its last words")
+
+    monkeypatch.setattr(LlamaCpp, "open", crashed)
+    assert run(["bench", small[1]]) == 3
+    assert "its last words" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "told"),
+    [
+        (["--runtime", "abacus"], 2, "llamacpp"),
+        (["--runtime-path", "nowhere"], 2, "no such folder"),
+        (["--llama-cpp", "."], 3, "folder that holds the shared libraries"),
+    ],
+)
+def test_a_runtime_is_chosen_by_name_and_build(
+    small: tuple[str, str],
+    more: list[str],
+    code: int,
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["bench", small[1], *more]) == code
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "nbytes"),
     [("2GB", 2 * 10**9), ("500mb", 5 * 10**8), ("1.5 GiB", 3 << 29), ("4096", 4096)],

@@ -1,0 +1,97 @@
+"""Convert a model folder to 4 bits, check and time the file in llama.cpp, and print one table.
+
+    python examples/demo.py models/smollm2-135m [--bits 4] [--threads N]
+
+Runs the three commands that it prints, as a user would, and reads their --json reports. Exits with
+the code of the first that fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def run(*arguments: str) -> dict[str, Any]:
+    """`qconvert ARGUMENTS`; its report, with the seconds that the command took."""
+    print("$ qconvert", *arguments, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.json"
+        command = [sys.executable, "-P", "-m", "qconvert", *arguments, "--json", str(report)]
+        begin = time.perf_counter()
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        seconds = time.perf_counter() - begin
+        if done.returncode:
+            sys.stdout.write(done.stdout)
+            raise SystemExit(done.returncode)
+        found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+        return found | {"wall_seconds": seconds}
+
+
+def megabytes(nbytes: float) -> str:
+    return f"{nbytes / 1e6:,.1f} MB"
+
+
+def rows(
+    model: Path, made: dict[str, Any], checked: dict[str, Any], timed: dict[str, Any]
+) -> dict[str, str]:
+    """The table's lines, by name."""
+    cost, total, rates = checked["quantization"], checked["total"], timed["throughput"]
+    source = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    text, runtime = checked["text"], timed["runtime"]
+    return {
+        "model": str(model),
+        "file": made["files"][0]["path"],
+        "type": f"{made['target']} {made['type']}",
+        "size": f"{megabytes(made['bytes'])} (source {megabytes(source)})",
+        "bits per weight": f"{made['bits_per_weight']:.2f}",
+        "text": f"{text['name']}, {text['windows']} windows of {text['length']} tokens",
+        "KL divergence to the source": f"{total['kl_mean']:.4f} nats in the runtime,"
+        f" {cost['kl_mean']:.4f} from the file alone",
+        "perplexity": f"{total['perplexity_q']:.2f} (source {total['perplexity_p']:.2f})",
+        "same first token": f"{total['top1']:.1%}",
+        "check": checked["verdict"],
+        "runtime": f"{runtime['name']} {runtime['version']}, {runtime['threads']} threads",
+        "prompt": f"{rates['prompt_tokens_per_s']:.0f} tokens/s"
+        f" ({rates['prompt_tokens']} tokens, median of {rates['repetitions']})",
+        "generation": f"{rates['generate_tokens_per_s']:.0f} tokens/s"
+        f" ({rates['generate_tokens']} tokens, median of {rates['repetitions']})",
+        "time": f"convert {made['wall_seconds']:.1f} s, check {checked['wall_seconds']:.1f} s,"
+        f" bench {timed['wall_seconds']:.1f} s",
+        "peak memory": f"convert {megabytes(made['peak_memory_bytes'])},"
+        f" run {megabytes(timed['peak_bytes'])}",
+        "notes": "\n".join(timed["notes"]) or "none",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--threads", type=int, help="of the runtime; default: the physical cores")
+    args = parser.parse_args()
+    threads = [] if args.threads is None else ["--threads", str(args.threads)]
+
+    bits = ["--bits", str(args.bits)]
+    made = run(str(args.model), "--to", "gguf", *bits, "--force")
+    out = made["files"][0]["path"]
+    checked = run("check", out, "--against", str(args.model), *threads)
+    timed = run("bench", out, *threads)
+
+    table = Table(title=f"{args.model.name} in {args.bits} bits", show_header=False)
+    for name, value in rows(args.model, made, checked, timed).items():
+        table.add_row(name, value)
+    Console(width=None if sys.stdout.isatty() else 110, highlight=False).print(table, markup=False)
+
+
+if __name__ == "__main__":
+    main()
