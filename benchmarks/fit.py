@@ -54,7 +54,7 @@ def _measure(
     ggml: Ggml, grid: GGUFGrid, w: np.ndarray, weight: np.ndarray | None, repeat: int
 ) -> dict[str, object]:
     def ours(threads: int) -> np.ndarray:
-        return grid.pack(grid.quantize(w, weight, threads=threads), threads=threads)
+        return grid.pack(grid.quantize(w, weight, threads=threads))
 
     packed, theirs = ours(1), ggml.quantize(grid.name, w, weight, 1)
     importance = np.ones(w.shape[1], np.float32) if weight is None else weight

@@ -1,8 +1,9 @@
 """The fits of `plain.py` for a CPU, sixteen rows at a time, compiled by numba when first used.
 
 Every function does the same operations in the same order as its namesake in `plain.py`, so both
-give the same bits. Arrays: x float32 [rows * cols], weight float32 [cols]; codes uint8 [rows *
-cols]; parameters float32 [rows, groups], whole numbers or values that float16 holds exactly.
+give the same bits. There are sixteen rows or more. Arrays: x float32 [rows * cols], weight float32
+[cols] or None; codes uint8 [rows * cols]; parameters float32 [rows, groups], whole numbers or values
+that float16 holds exactly.
 """
 
 from __future__ import annotations
@@ -33,36 +34,31 @@ HUGE = np.float32(3e38)
 
 
 @njit(nogil=True)
-def _places(at, row, rows, cols, col, i):
-    """Where item `col + i` of sixteen rows lies: at[0] in the flat matrix, at[1] in the tile."""
-    for lane in range(LANES):
-        at[0, lane] = min(row + lane, rows - 1) * cols + col + i  # past the end: the last row again
-        at[1, lane] = (i + lane) * LANES
-
-
-@njit(nogil=True)
-def _read_tile(x, rows, cols, row, col, width, tile, at):
-    """`width` columns of sixteen rows, lane by row. `at` is scratch, int64 [2, LANES]."""
+def _read_tile(x, at, cols, width, tile):
+    """`width` columns of sixteen rows from x[at], lane by row."""
     for i in range(0, width, LANES):
-        _places(at, row, rows, cols, col, i)
-        transpose(x, at[0], tile, at[1])
+        transpose(x, at + i, cols, tile, i * LANES, LANES)
 
 
 @njit(nogil=True)
-def _write_tile(out, rows, cols, row, col, width, tile, at):
+def _write_tile(out, at, cols, width, tile):
     """The inverse of `_read_tile`."""
     for i in range(0, width, LANES):
-        _places(at, row, rows, cols, col, i)
-        transpose(tile, at[1], out, at[0])
+        transpose(tile, i * LANES, LANES, out, at + i, cols)
 
 
 @njit(nogil=True)
 def _write_lanes(out, row, col, width, lanes):
     """`width` values of each of sixteen rows into `out` [rows, groups]."""
-    last = out.shape[0] - 1
     for lane in range(LANES):
         for k in range(width):
-            out[min(row + lane, last), col + k] = lanes[k * LANES + lane]
+            out[row + lane, col + k] = lanes[k * LANES + lane]
+
+
+@njit(nogil=True)
+def _weight(weight, i):
+    """Importance of column i. Without any, a constant that multiplications fold away."""
+    return splat(1.0) if weight is None else splat(weight[i])
 
 
 @njit(nogil=True)
@@ -132,7 +128,7 @@ def _symmetric_scale(tile, weight, at, col, size, lo, hi, table, anchors, rounds
         for i in range(size):
             v = load(tile, (at + i) * LANES)
             q = _nearest(v * inverse, lo, hi, table)
-            wq = splat(weight[col + at + i]) * q
+            wq = _weight(weight, col + at + i) * q
             sxq = sxq + wq * v
             sqq = sqq + wq * q
         sqq = larger(sqq, tiny)
@@ -153,7 +149,7 @@ def _affine_scale(tile, weight, at, col, size, top, signed, tops, shifts, rounds
     for i in range(size):
         v = load(tile, (at + i) * LANES)
         low, high = smaller(low, v), larger(high, v)
-        w = splat(weight[col + at + i])
+        w = _weight(weight, col + at + i)
         sw = sw + w
         sx = sx + w * v
     if not signed:
@@ -172,7 +168,7 @@ def _affine_scale(tile, weight, at, col, size, top, signed, tops, shifts, rounds
         for i in range(size):
             v = load(tile, (at + i) * LANES)
             q = larger(smaller(rint((v - start) * inverse), vtop), zero)
-            wq = splat(weight[col + at + i]) * q
+            wq = _weight(weight, col + at + i) * q
             sq = sq + wq
             sqq = sqq + wq * q
             sxq = sxq + wq * v
@@ -196,15 +192,16 @@ def _affine_scale(tile, weight, at, col, size, top, signed, tops, shifts, rounds
 @njit(nogil=True, cache=True)
 def fit_symmetric(x, rows, cols, weight, size, lo, hi, table, anchors, rounds, codes, d_out):
     tile, levels = np.empty(size * LANES, np.float32), np.empty(size * LANES, np.uint8)
-    lanes, at = np.empty(LANES, np.float32), np.empty((2, LANES), np.int64)
+    lanes = np.empty(LANES, np.float32)
     vlo, vhi = splat(lo), splat(hi)
-    for row in range(0, rows, LANES):
+    for start in range(0, rows, LANES):
+        row = min(start, rows - LANES)  # the last tile may overlap the one before
         for col in range(0, cols, size):
-            _read_tile(x, rows, cols, row, col, size, tile, at)
+            _read_tile(x, row * cols + col, cols, size, tile)
             d = _symmetric_scale(tile, weight, 0, col, size, vlo, vhi, table, anchors, rounds)
             d = half(d)
             _encode_symmetric(tile, 0, size, d, vlo, vhi, table, levels)
-            _write_tile(codes, rows, cols, row, col, size, levels, at)
+            _write_tile(codes, row * cols + col, cols, size, levels)
             store(lanes, 0, d)
             _write_lanes(d_out, row, col // size, 1, lanes)
 
@@ -212,14 +209,15 @@ def fit_symmetric(x, rows, cols, weight, size, lo, hi, table, anchors, rounds, c
 @njit(nogil=True, cache=True)
 def fit_affine(x, rows, cols, weight, size, top, tops, shifts, rounds, codes, d_out, m_out):
     tile, levels = np.empty(size * LANES, np.float32), np.empty(size * LANES, np.uint8)
-    lanes, at = np.empty(LANES, np.float32), np.empty((2, LANES), np.int64)
-    for row in range(0, rows, LANES):
+    lanes = np.empty(LANES, np.float32)
+    for start in range(0, rows, LANES):
+        row = min(start, rows - LANES)  # the last tile may overlap the one before
         for col in range(0, cols, size):
-            _read_tile(x, rows, cols, row, col, size, tile, at)
+            _read_tile(x, row * cols + col, cols, size, tile)
             d, m = _affine_scale(tile, weight, 0, col, size, top, True, tops, shifts, rounds)
             d, m = half(d), half(m)
             _encode_affine(tile, 0, size, d, m, splat(top), levels)
-            _write_tile(codes, rows, cols, row, col, size, levels, at)
+            _write_tile(codes, row * cols + col, cols, size, levels)
             store(lanes, 0, d)
             _write_lanes(d_out, row, col // size, 1, lanes)
             store(lanes, 0, m)
@@ -242,7 +240,7 @@ def _refine_symmetric(tile, weight, col, size, lo, hi, table, scale_lo, scale_hi
             for i in range(j * size, (j + 1) * size):
                 v = load(tile, i * LANES)
                 q = _nearest(v * inverse, lo, hi, table)
-                wq = splat(weight[col + i]) * q
+                wq = _weight(weight, col + i) * q
                 sqq = sqq + wq * q
                 sxq = sxq + wq * v
             error = scale * (scale * sqq - two * sxq)
@@ -266,12 +264,13 @@ def fit_super_symmetric(
     subs = SUPER // size
     tile, levels = np.empty(SUPER * LANES, np.float32), np.empty(SUPER * LANES, np.uint8)
     scales = np.empty(subs * LANES, np.float32)
-    lanes, at = np.empty(LANES, np.float32), np.empty((2, LANES), np.int64)
+    lanes = np.empty(LANES, np.float32)
     zero, vlo, vhi = splat(0.0), splat(lo), splat(hi)
     vscale_lo, vscale_hi = splat(scale_lo), splat(scale_hi)
-    for row in range(0, rows, LANES):
+    for start in range(0, rows, LANES):
+        row = min(start, rows - LANES)  # the last tile may overlap the one before
         for col in range(0, cols, SUPER):
-            _read_tile(x, rows, cols, row, col, SUPER, tile, at)
+            _read_tile(x, row * cols + col, cols, SUPER, tile)
             size_of, extreme = zero, zero
             for j in range(subs):
                 s = _symmetric_scale(
@@ -293,7 +292,7 @@ def fit_super_symmetric(
             for j in range(subs):
                 scale = d * load(scales, j * LANES)
                 _encode_symmetric(tile, j * size, size, scale, vlo, vhi, table, levels)
-            _write_tile(codes, rows, cols, row, col, SUPER, levels, at)
+            _write_tile(codes, row * cols + col, cols, SUPER, levels)
             _write_lanes(scales_out, row, col // size, subs, scales)
             store(lanes, 0, d)
             _write_lanes(d_out, row, col // SUPER, 1, lanes)
@@ -311,7 +310,7 @@ def _refine_affine(tile, weight, col, size, top, scale_top, d, dmin, scales, min
         best_q, best_qq, best_xq = zero, zero, zero
         sw, sx = zero, zero
         for i in range(j * size, (j + 1) * size):
-            w = splat(weight[col + i])
+            w = _weight(weight, col + i)
             sw = sw + w
             sx = sx + w * load(tile, i * LANES)
         for step in range(-1, 2):
@@ -322,7 +321,7 @@ def _refine_affine(tile, weight, col, size, top, scale_top, d, dmin, scales, min
             for i in range(j * size, (j + 1) * size):
                 v = load(tile, i * LANES)
                 q = larger(smaller(rint((v + start) * inverse), top), zero)
-                wq = splat(weight[col + i]) * q
+                wq = _weight(weight, col + i) * q
                 sq = sq + wq
                 sqq = sqq + wq * q
                 sxq = sxq + wq * v
@@ -362,11 +361,12 @@ def fit_super_affine(
     subs = SUPER // size
     tile, levels = np.empty(SUPER * LANES, np.float32), np.empty(SUPER * LANES, np.uint8)
     scales, mins = np.empty(subs * LANES, np.float32), np.empty(subs * LANES, np.float32)
-    lanes, at = np.empty(LANES, np.float32), np.empty((2, LANES), np.int64)
+    lanes = np.empty(LANES, np.float32)
     zero, vtop, vscale_top = splat(0.0), splat(top), splat(scale_top)
-    for row in range(0, rows, LANES):
+    for start in range(0, rows, LANES):
+        row = min(start, rows - LANES)  # the last tile may overlap the one before
         for col in range(0, cols, SUPER):
-            _read_tile(x, rows, cols, row, col, SUPER, tile, at)
+            _read_tile(x, row * cols + col, cols, SUPER, tile)
             d, dmin = zero, zero
             for j in range(subs):
                 s, m = _affine_scale(
@@ -388,7 +388,7 @@ def fit_super_affine(
             for j in range(subs):
                 scale, offset = d * load(scales, j * LANES), dmin * load(mins, j * LANES)
                 _encode_affine(tile, j * size, size, scale, zero - offset, vtop, levels)
-            _write_tile(codes, rows, cols, row, col, SUPER, levels, at)
+            _write_tile(codes, row * cols + col, cols, SUPER, levels)
             _write_lanes(scales_out, row, col // size, subs, scales)
             _write_lanes(mins_out, row, col // size, subs, mins)
             store(lanes, 0, d)

@@ -7,6 +7,7 @@ truth) and `cpu.py` (numba, the same bits, compiled at first use and cached on d
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -18,6 +19,7 @@ Body = Literal["cpu", "plain"]
 
 ROWS_AT_ONCE = 16  # the fast body works on this many rows together; threads split at multiples
 SUPER = 256
+LEAST_IMPORTANCE = 1e-6  # of a column, relative to the mean
 
 
 class Fit(Protocol):
@@ -136,29 +138,40 @@ def fit(
     Scales beyond float16 come out infinite: the caller looks for them.
     """
     rows, cols = x.shape
-    weight = np.ones(cols, np.float32) if weight is None else weight
     run = getattr(importlib.import_module(f"qconvert.kernels.{body}"), search.kernel)
-    codes = np.empty((rows, cols), np.uint8)
-    params = {name: np.empty((rows, cols // per), np.float32) for name, per in search.outputs}
+    full = max(rows, ROWS_AT_ONCE)
+    if rows < full:
+        x = np.concatenate([x, np.zeros((full - rows, cols), np.float32)])
+    weight = None if weight is None else _usable(weight)
+    codes = np.empty((full, cols), np.uint8)
+    params = {name: np.empty((full, cols // per), np.float32) for name, per in search.outputs}
     arguments = search.arguments()
 
     def part(start: int, stop: int) -> None:
+        start = min(start, stop - ROWS_AT_ONCE)  # rows that two parts share get the same values
         outputs = [values[start:stop] for values in params.values()]
         flat = np.ascontiguousarray(x[start:stop], np.float32).reshape(-1)
         run(flat, stop - start, cols, weight, *arguments, codes[start:stop].reshape(-1), *outputs)
 
-    in_parts(part, rows, threads)
-    return codes, params
+    _in_parts(part, full, threads)
+    return codes[:rows], {name: values[:rows] for name, values in params.items()}
 
 
-def in_parts(part: Any, rows: int, threads: int) -> None:
+def _usable(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean 1, nothing below LEAST_IMPORTANCE: the searches divide by sums of it."""
+    if not (np.isfinite(weight).all() and (weight >= 0).all() and weight.any()):
+        raise ValueError("importance must be finite, not negative, and not zero everywhere")
+    scaled = weight / weight.mean(dtype=np.float64)
+    return np.maximum(scaled, LEAST_IMPORTANCE).astype(np.float32)
+
+
+def _in_parts(part: Callable[[int, int], None], rows: int, threads: int) -> None:
     """Call `part(start, stop)` over all rows, in up to `threads` threads."""
     step = -(-rows // max(threads, 1))
     step = -(-step // ROWS_AT_ONCE) * ROWS_AT_ONCE
-    edges = [(start, min(start + step, rows)) for start in range(0, rows, max(step, 1))]
-    if len(edges) <= 1:
-        for start, stop in edges:
-            part(start, stop)
+    edges = [(start, min(start + step, rows)) for start in range(0, rows, step)]
+    if len(edges) == 1:
+        part(*edges[0])
         return
     with ThreadPoolExecutor(len(edges)) as pool:
         list(pool.map(lambda edge: part(*edge), edges))

@@ -10,7 +10,7 @@ offset) that is best for those codes in closed form, keep the best. It is the se
 `make_qx_quants` and `make_qkx2_quants` (ggml-quants.c) in its aim, with other starting points; the
 two-level types then choose whole sub-scales by their true error and re-fit the super-block's scale.
 
-Arguments shared by all: x float32 [rows * cols], weight float32 [cols]; outputs are
+Arguments shared by all: x float32 [rows * cols], weight float32 [cols] or None; outputs are
 filled: codes uint8 [rows * cols], parameters float32 [rows, groups].
 """
 
@@ -31,6 +31,10 @@ HUGE = np.float32(3e38)
 
 def _groups(x: Floats, rows: int, cols: int, size: int) -> Floats:
     return x.reshape(rows, cols // size, size)
+
+
+def _weights(weight: Floats | None, cols: int) -> Floats:
+    return np.ones(cols, np.float32) if weight is None else weight
 
 
 def _ordered_sum(terms: Floats) -> Floats:
@@ -131,24 +135,24 @@ def _affine_scale(
 
 
 def fit_symmetric(
-    x: Floats, rows: int, cols: int, weight: Floats,
+    x: Floats, rows: int, cols: int, weight: Floats | None,
     size: int, lo: np.float32, hi: np.float32, table: bool, anchors: Floats, rounds: int,
     codes: Codes, d_out: Floats,
 ) -> None:  # fmt: skip
     """x ~ d * level(code); d is float16 and may be negative."""
-    g, w = _groups(x, rows, cols, size), _groups(weight, 1, cols, size)
+    g, w = _groups(x, rows, cols, size), _groups(_weights(weight, cols), 1, cols, size)
     d = _half(_symmetric_scale(g, w, lo, hi, table, anchors, rounds))
     codes[:] = _encode(g * _inverse(d)[..., None], lo, hi, table).reshape(-1)
     d_out[:] = d
 
 
 def fit_affine(
-    x: Floats, rows: int, cols: int, weight: Floats,
+    x: Floats, rows: int, cols: int, weight: Floats | None,
     size: int, top: np.float32, tops: Floats, shifts: Floats, rounds: int,
     codes: Codes, d_out: Floats, m_out: Floats,
 ) -> None:  # fmt: skip
     """x ~ d * code + m, codes 0..top; d and m are float16."""
-    g, w = _groups(x, rows, cols, size), _groups(weight, 1, cols, size)
+    g, w = _groups(x, rows, cols, size), _groups(_weights(weight, cols), 1, cols, size)
     d, m = _affine_scale(g, w, top, True, tops, shifts, rounds)
     d, m = _half(d), _half(m)
     v = (g - m[..., None]) * _inverse(d)[..., None]
@@ -157,14 +161,14 @@ def fit_affine(
 
 
 def fit_super_symmetric(
-    x: Floats, rows: int, cols: int, weight: Floats,
+    x: Floats, rows: int, cols: int, weight: Floats | None,
     size: int, lo: np.float32, hi: np.float32, table: bool,
     scale_lo: np.float32, scale_hi: np.float32, anchors: Floats, rounds: int, refits: int,
     codes: Codes, scales_out: Floats, d_out: Floats,
 ) -> None:  # fmt: skip
     """x ~ d * scale * level(code): d float16 per 256 columns, scale whole, scale_lo..scale_hi."""
     shape = (-1, cols // SUPER, SUPER // size, size)
-    g, w = x.reshape(shape), weight.reshape(shape)
+    g, w = x.reshape(shape), _weights(weight, cols).reshape(shape)
     found = _symmetric_scale(g, w, lo, hi, table, anchors, rounds)
     d = _half(_extreme(found) / scale_lo)
     scales = _clamp(found * _inverse(d)[..., None], scale_lo, scale_hi)
@@ -198,7 +202,7 @@ def _refine_symmetric(
 
 
 def fit_super_affine(
-    x: Floats, rows: int, cols: int, weight: Floats,
+    x: Floats, rows: int, cols: int, weight: Floats | None,
     size: int, top: np.float32, scale_top: np.float32,
     tops: Floats, shifts: Floats, rounds: int, refits: int,
     codes: Codes, scales_out: Floats, mins_out: Floats, d_out: Floats, dmin_out: Floats,
@@ -206,7 +210,7 @@ def fit_super_affine(
     """x ~ d * scale * code - dmin * min: d, dmin float16 per 256 columns; scale, min whole."""
     zero = np.float32(0)
     shape = (-1, cols // SUPER, SUPER // size, size)
-    g, w = x.reshape(shape), weight.reshape(shape)
+    g, w = x.reshape(shape), _weights(weight, cols).reshape(shape)
     scale, offset = _affine_scale(g, w, top, False, tops, shifts, rounds)
     low = zero - offset
     d, dmin = (

@@ -183,27 +183,28 @@ def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
 
 
 @intrinsic
-def transpose(typing_context: Any, source: Any, starts: Any, out: Any, ends: Any) -> Any:
-    """Sixteen runs of sixteen items, `source[starts[k]:][:16]`, turned and written likewise.
-
-    Item i of run k goes to `out[ends[i] + k]`. Flat arrays of one type, float32 or uint8;
-    `starts` and `ends` are int64 arrays of sixteen positions.
+def transpose(
+    typing_context: Any, source: Any, at: Any, step: Any, out: Any, there: Any, stride: Any
+) -> Any:
+    """Sixteen runs of sixteen items, turned: item i of run k, `source[at + k * step + i]`, goes to
+    `out[there + i * stride + k]`. Flat arrays of one type, float32 or uint8.
     """
     kind = _FLOATS if source.dtype == types.float32 else _BYTES
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        data, first, result, last = (
-            context.make_array(kind_of)(context, builder, value).data
-            for kind_of, value in zip(sig.args, args, strict=True)
-        )
+        def place(which: int, k: int) -> Any:
+            """Address of run k of array `which`, whose start and stride follow it in `args`."""
+            array = context.make_array(sig.args[which])(context, builder, args[which])
+            start, pitch = (
+                context.cast(builder, args[i], sig.args[i], types.intp)
+                for i in (which + 1, which + 2)
+            )
+            position = builder.add(start, builder.mul(pitch, cgutils.intp_t(k)))
+            return builder.bitcast(builder.gep(array.data, [position]), kind.as_pointer())
 
-        def place(base: Any, positions: Any, k: int) -> Any:
-            position = builder.load(builder.gep(positions, [cgutils.intp_t(k)]))
-            return builder.bitcast(builder.gep(base, [position]), kind.as_pointer())
-
-        rows = [builder.load(place(data, first, k), align=1) for k in range(LANES)]
+        rows = [builder.load(place(0, k), align=1) for k in range(LANES)]
         for k, column in enumerate(_transposed(builder, rows)):
-            builder.store(column, place(result, last, k), align=1)
+            builder.store(column, place(3, k), align=1)
         return context.get_dummy_value()
 
-    return types.void(source, starts, out, ends), codegen
+    return types.void(source, at, step, out, there, stride), codegen

@@ -46,4 +46,34 @@ def test_fast_equals_plain(grid: GGUFGrid, weighted: bool) -> None:
 def test_threads_do_not_change_a_bit(grid: GGUFGrid) -> None:
     x = _matrix(75, 256)
     one, three = (grid.quantize(x, threads=threads) for threads in (1, 3))
-    assert grid.pack(one).tobytes() == grid.pack(three, threads=2).tobytes()
+    assert grid.pack(one).tobytes() == grid.pack(three).tobytes()
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 33])
+def test_any_number_of_rows(rows: int) -> None:
+    x = _matrix(33, 256)
+    for grid in (GRIDS["Q4_0"], GRIDS["Q4_K"]):
+        assert _bytes(grid, x[:rows], None, "cpu") == _bytes(grid, x[:rows], None, "plain")
+
+
+def test_importance_counts_relative_to_its_mean() -> None:
+    x, weight = _matrix(16, 256), _importance(256)
+    grid = GRIDS["Q4_K"]
+    scaled = weight * np.float32(2.0**-40)
+    assert _bytes(grid, x, weight, "cpu") == _bytes(grid, x, scaled, "cpu")
+
+
+@pytest.mark.parametrize("bad", [np.nan, -1.0])
+def test_importance_must_make_sense(bad: float) -> None:
+    weight = _importance(256)
+    weight[3] = bad
+    with pytest.raises(ValueError, match="importance"):
+        GRIDS["Q4_0"].quantize(_matrix(16, 256), weight)
+
+
+def test_columns_without_importance_are_harmless() -> None:
+    weight = _importance(256)
+    weight[:96] = 0
+    for grid in GRIDS.values():
+        decoded = grid.decode(grid.quantize(_matrix(16, 256)[8:], weight))
+        assert np.isfinite(decoded).all()

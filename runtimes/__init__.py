@@ -1,0 +1,1 @@
+"""Runtimes that load what was written, and the measurements made in them."""

@@ -1,0 +1,239 @@
+"""Is this file right, in its real runtime? `check` measures, and gives a verdict with reasons.
+
+Two distances are told apart: from the source to the file as decoded by our own reader (what
+quantization costs), and from there to the runtime (what the runtime adds). One model is in memory
+at a time, beside the runtime's process; the source's logits wait on disk.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from qconvert.formats.refusal import MissingRuntime, refuse
+from qconvert.formats.source import Source
+from qconvert.formats.target import Reader
+from qconvert.runtimes import machine, reference, verdict
+from qconvert.runtimes.findings import (
+    CheckReport,
+    Noise,
+    RuntimeFacts,
+    TextFacts,
+    TokenParity,
+    file_facts,
+)
+from qconvert.runtimes.guarded import Guarded
+from qconvert.runtimes.measure import Distance, Rows, compare, summarise
+from qconvert.runtimes.noise import activation_blocks, rounded_activations
+from qconvert.runtimes.runtime import Runtime
+from qconvert.runtimes.spool import Spool
+from qconvert.runtimes.text import Text, Windows, cut, encoder, prefix, read_text, read_tokenizer
+from qconvert.runtimes.weights import TensorError, WeightCheck
+
+NOISE_WINDOWS = 2  # the expected noise is measured on this many: each costs one more forward pass
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(slots=True)
+class _Found:
+    """Positions compared so far, by pair, and what else came up."""
+
+    quantization: list[Rows] = field(default_factory=list)
+    adds: list[Rows] = field(default_factory=list)
+    total: list[Rows] = field(default_factory=list)
+    floor: list[Rows] = field(default_factory=list)
+    expected: list[Rows] = field(default_factory=list)
+    tensors: list[TensorError] = field(default_factory=list)
+    tokens: TokenParity | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def check(
+    out: Path,
+    source: Source,
+    *,
+    reader: Reader,
+    runtime: Runtime,
+    text_file: Path | None = None,
+    windows: int = 8,
+    length: int = 512,
+    threads: int | None = None,
+    floor: Path | None = None,
+    max_kl: float | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> CheckReport:
+    """Measure `out` against the model that it was made from, and judge it.
+
+    `text_file` is UTF-8 text, by default the excerpt of wikitext-2 test that ships with us;
+    `floor` is an unquantized output of the same model, for the runtime's own noise. A runtime that
+    does not load the file, crashes or hangs makes the check fail. `MissingRuntime` when it cannot
+    be used here at all; `Refused` when the text is too short, or the file is of another model.
+    `progress(what, done, total)` counts windows.
+    """
+    started = time.perf_counter()
+    reason = runtime.unavailable()
+    if reason is not None:
+        raise MissingRuntime(runtime.name, reason, runtime.install)
+    _refuse_long_windows(source, length)
+    content, tokenizer = read_text(text_file), read_tokenizer(source.folder)
+    cores = threads or machine.physical_cores()
+    found = _Found()
+    with Guarded.open(runtime, out, threads=cores, context=length) as session:
+        pieces = _cut(content, source.folder, tokenizer, session, windows, length)
+        if tokenizer is None:
+            found.notes.append("no tokenizer.json: the runtime's own tokens, not compared")
+        else:
+            found.tokens = session.tokens(tokenizer)
+        with _source(source, pieces, runtime, floor, cores, found, progress) as spool:
+            _decoded(source, reader, pieces, session, runtime, spool, cores, found, progress)
+        facts = RuntimeFacts(runtime.name, runtime.version(), cores, session.notes)
+        failure = session.failure
+    judged = _Judged(runtime.name, found, failure, max_kl)
+    return CheckReport(
+        verdict="FAIL" if judged.reasons else "PASS",
+        reasons=judged.reasons,
+        notes=(*session.notes, *found.notes),
+        file=file_facts(out, reader),
+        model=str(source.folder),
+        runtime=facts,
+        text=TextFacts(
+            content.name, content.sha256, len(pieces.tokens), pieces.length, pieces.prefix
+        ),
+        quantization=judged.quantization,
+        runtime_adds=judged.adds,
+        total=judged.total,
+        floor=judged.floor,
+        noise=judged.noise,
+        tokens=found.tokens,
+        tensors=tuple(found.tensors),
+        max_kl=max_kl,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _refuse_long_windows(source: Source, length: int) -> None:
+    most = source.config.get("max_position_embeddings") or source.config.get("n_positions")
+    if most and length > most:
+        raise refuse(
+            f"windows of {length} tokens do not fit the model's {most} positions",
+            f"--length {most}",
+        )
+
+
+def _cut(
+    content: Text,
+    folder: Path,
+    tokenizer: Tokenizer | None,
+    session: Guarded,
+    count: int,
+    length: int,
+) -> Windows:
+    if tokenizer is not None:
+        front = prefix(folder, tokenizer)
+        return cut(content, encoder(tokenizer), count=count, length=length, prefix=front)
+    if session.session is None:
+        raise refuse(f"{folder} has no tokenizer.json, and the runtime fails: {session.failure}")
+    return cut(content, session.session.tokenize, count=count, length=length)
+
+
+def _source(
+    source: Source,
+    pieces: Windows,
+    runtime: Runtime,
+    floor: Path | None,
+    threads: int,
+    found: _Found,
+    progress: Progress,
+) -> Spool:
+    """The source's logits, kept; the runtime's noise floor on the way."""
+    model = reference.from_folder(source.folder, threads=threads)
+    count = len(pieces.tokens)
+    spool = Spool(count, pieces.length, model.vocab)
+    if floor is None:
+        unquantized = Guarded(None)
+    else:
+        unquantized = Guarded.open(runtime, floor, threads=threads, context=pieces.length)
+    with unquantized:
+        for number, tokens in enumerate(pieces.tokens):
+            progress("source model", number, count)
+            logits = model.logits(tokens)
+            spool.put(number, logits)
+            there = unquantized.logits(tokens, model.vocab)
+            if there is not None:
+                found.floor.append(compare(logits, there, tokens))
+        progress("source model", count, count)
+    if unquantized.failure:
+        found.notes.append(f"no noise floor: {unquantized.failure}")
+        found.floor.clear()
+    return spool
+
+
+def _decoded(
+    source: Source,
+    reader: Reader,
+    pieces: Windows,
+    session: Guarded,
+    runtime: Runtime,
+    spool: Spool,
+    threads: int,
+    found: _Found,
+    progress: Progress,
+) -> None:
+    """The decoded file beside the source, and the runtime beside both."""
+    weighing = WeightCheck(source, reader)
+    model = reference.from_weights(source, reader.weights(source), threads=threads, seen=weighing)
+    found.tensors.extend(weighing.errors)
+    blocks = activation_blocks(runtime, reader)
+    count = len(pieces.tokens)
+    for number, tokens in enumerate(pieces.tokens):
+        progress("file and runtime", number, count)
+        original, decoded = spool.get(number), model.logits(tokens)
+        found.quantization.append(compare(original, decoded, tokens))
+        there = session.logits(tokens, model.vocab)
+        if there is None:
+            continue
+        found.adds.append(compare(decoded, there, tokens))
+        found.total.append(compare(original, there, tokens))
+        if number < NOISE_WINDOWS:
+            with rounded_activations(model, blocks):
+                found.expected.append(compare(decoded, model.logits(tokens), tokens))
+    progress("file and runtime", count, count)
+
+
+class _Judged:
+    """Distances of a check, and the reasons for which it fails."""
+
+    def __init__(self, name: str, found: _Found, failure: str, max_kl: float | None) -> None:
+        self.quantization = summarise(found.quantization)
+        self.adds = None if failure else _summary(found.adds)
+        self.total = None if failure else _summary(found.total)
+        self.floor = _summary(found.floor)
+        self.noise = None if failure else _noise(found)
+        self.reasons = (
+            *verdict.tensor_faults(found.tensors),
+            *verdict.token_faults(found.tokens),
+            *verdict.runtime_failure(name, failure),
+            *verdict.broken_logits("file as decoded", self.quantization),
+            *verdict.broken_logits(name, self.adds),
+            *verdict.runtime_noise(name, self.noise),
+            *verdict.too_far(self.total or self.quantization, max_kl),
+        )
+
+
+def _summary(parts: Sequence[Rows]) -> Distance | None:
+    return summarise(parts) if parts else None
+
+
+def _noise(found: _Found) -> Noise | None:
+    """The runtime's share and the expected one, both over the first windows."""
+    count = len(found.expected)
+    if not count:
+        return None
+    expected, floor = summarise(found.expected), _summary(found.floor[:count])
+    adds = summarise(found.adds[:count])
+    return Noise(count, adds, expected, floor, verdict.noise_limit(expected, floor))

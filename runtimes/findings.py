@@ -1,0 +1,124 @@
+"""What `check` and `bench` find out, as plain data that JSON can hold."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from qconvert.formats.target import Reader
+from qconvert.runtimes.measure import Distance
+from qconvert.runtimes.runtime import Throughput
+from qconvert.runtimes.weights import TensorError
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """The output that was looked at."""
+
+    path: str
+    files: int
+    nbytes: int  # of all files
+    bits_per_weight: float  # of the tensors alone
+    types: dict[str, int]  # stored type -> tensors
+
+
+@dataclass(frozen=True, slots=True)
+class TextFacts:
+    """The text that was measured on."""
+
+    name: str
+    sha256: str
+    windows: int
+    length: int  # tokens of each window, `prefix` included
+    prefix: tuple[int, ...]  # tokens put in front of each window (BOS)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMismatch:
+    """A text that the runtime encodes otherwise than the model's tokenizer."""
+
+    text: str
+    expected: tuple[int, ...]
+    runtime: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenParity:
+    strings: int
+    mismatches: int
+    examples: tuple[TokenMismatch, ...]  # the shortest few
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeFacts:
+    name: str
+    version: str
+    threads: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """What the runtime adds, beside what it should add, over the same `windows`."""
+
+    windows: int
+    adds: Distance  # decoded file -> runtime
+    expected: Distance  # decoded file -> decoded file with activations rounded as the runtime does
+    floor: Distance | None  # source -> runtime on an unquantized file
+    limit: float  # of adds.kl_mean, nats
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """The outcome of a check. A distance is None where the runtime gave no logits."""
+
+    verdict: Literal["PASS", "FAIL"]
+    reasons: tuple[str, ...]  # why it failed
+    notes: tuple[str, ...]
+    file: FileFacts
+    model: str
+    runtime: RuntimeFacts
+    text: TextFacts
+    quantization: Distance  # source -> file as decoded
+    runtime_adds: Distance | None  # file as decoded -> runtime
+    total: Distance | None  # source -> runtime
+    floor: Distance | None  # source -> runtime on an unquantized file
+    noise: Noise | None
+    tokens: TokenParity | None  # None: the model has no tokenizer.json
+    tensors: tuple[TensorError, ...]
+    max_kl: float | None
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict == "PASS"
+
+
+@dataclass(frozen=True, slots=True)
+class BenchReport:
+    """Speed and memory of an output in its runtime, with what they depend on."""
+
+    file: FileFacts
+    runtime: RuntimeFacts
+    throughput: Throughput
+    load_seconds: float  # from the start of the runtime's process to a loaded model
+    peak_bytes: int  # of the runtime's process, the mapped file included
+    processor: str
+    busy_share: float  # of the cores, just before: above 0.2 the rates are doubtful
+    notes: tuple[str, ...]
+
+
+def file_facts(path: Path, reader: Reader) -> FileFacts:
+    """Size and types of an opened output."""
+    stored = reader.tensors.values()
+    weights = sum(math.prod(tensor.shape) for tensor in stored)
+    return FileFacts(
+        path=str(path),
+        files=len(reader.files),
+        nbytes=sum(file.stat().st_size for file in reader.files),
+        bits_per_weight=8 * sum(tensor.nbytes for tensor in stored) / max(weights, 1),
+        types=dict(sorted(Counter(tensor.dtype for tensor in stored).items())),
+    )

@@ -1,0 +1,199 @@
+"""What people see of a check and a bench: rich tables. The facts are in `findings`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from qconvert.runtimes.findings import BenchReport, CheckReport, FileFacts
+from qconvert.runtimes.measure import Distance
+
+
+@dataclass(frozen=True, slots=True)
+class DemoRow:
+    """One conversion, from the model folder to its runtime."""
+
+    type: str  # "Q4_K_M"
+    seconds: float  # that the conversion took
+    peak_bytes: int  # of the converting process
+    check: CheckReport
+    bench: BenchReport
+
+
+def check_view(report: CheckReport) -> RenderableType:
+    """The verdict with its reasons, the distances, and what they were measured on."""
+    distances = _table("", "distance", "KL (nats)", "median", "p99", "perplexity", "top-1")
+    for name, distance in _distances(report):
+        _add(distances, name, *_distance_cells(distance))
+    about = Text("\n".join(_about_check(report)), style="dim")
+    return Group(_verdict(report), distances, about)
+
+
+def bench_view(report: BenchReport) -> RenderableType:
+    """Rates, memory and load time, and what they depend on."""
+    rates = report.throughput
+    table = _table("", "", "tokens/s", "slowest", "fastest", "tokens")
+    for name, rate, spread, tokens in (
+        ("prompt", rates.prompt_tokens_per_s, rates.prompt_spread, rates.prompt_tokens),
+        ("generation", rates.generate_tokens_per_s, rates.generate_spread, rates.generate_tokens),
+    ):
+        _add(table, name, f"{rate:,.1f}", f"{spread[0]:,.1f}", f"{spread[1]:,.1f}", tokens)
+    about = [
+        _file_line(report.file),
+        f"{report.runtime.version}, {_threads(rates.threads)}, batch {rates.batch} for the prompt"
+        f" and 1 for generation, median of {rates.repetitions} after a warm-up",
+        f"loaded in {report.load_seconds:.2f} s, peak memory {_size(report.peak_bytes)},"
+        f" {report.processor}",
+        *(f"note: {note}" for note in report.notes),
+    ]
+    return Group(table, Text("\n".join(about), style="dim"))
+
+
+def demo_view(rows: Sequence[DemoRow]) -> RenderableType:
+    """One row per conversion: size, distance from the source, speed, time and memory taken."""
+    table = _table(
+        "",
+        "type",
+        "file",
+        "size",
+        "bits/weight",
+        "KL (nats)",
+        "perplexity",
+        "top-1",
+        "prompt t/s",
+        "gen. t/s",
+        "taken",
+        "peak, convert",
+        "peak, run",
+        "check",
+    )
+    for row in rows:
+        distance = row.check.total or row.check.quantization
+        rates = row.bench.throughput
+        _add(
+            table,
+            row.type,
+            Path(row.check.file.path).name,
+            _size(row.check.file.nbytes),
+            f"{row.check.file.bits_per_weight:.2f}",
+            f"{distance.kl_mean:.4f}",
+            f"{distance.perplexity_p:.2f} -> {distance.perplexity_q:.2f}",
+            f"{distance.top1:.1%}",
+            f"{rates.prompt_tokens_per_s:,.0f}",
+            f"{rates.generate_tokens_per_s:,.1f}",
+            f"{row.seconds:.1f} s",
+            _size(row.peak_bytes),
+            _size(row.bench.peak_bytes),
+            row.check.verdict,
+        )
+    if not rows:
+        return table
+    return Group(table, Text("\n".join(_about_demo(rows[0])), style="dim"))
+
+
+def _verdict(report: CheckReport) -> Text:
+    style = "bold green" if report.passed else "bold red"
+    line = Text(report.verdict, style=style)
+    line.append(f"  {_file_line(report.file)}", style="not bold default")
+    for reason in report.reasons:
+        line.append(f"\n  - {reason}", style="not bold default")
+    return line
+
+
+def _distances(report: CheckReport) -> Iterator[tuple[str, Distance]]:
+    name = report.runtime.name
+    yield "source -> file as decoded (what quantization costs)", report.quantization
+    if report.runtime_adds is not None:
+        yield f"file as decoded -> {name} (what the runtime adds)", report.runtime_adds
+    if report.noise is not None:
+        yield "  expected of it: 8-bit activations", report.noise.expected
+    if report.floor is not None:
+        yield f"  noise floor: source -> {name}, unquantized file", report.floor
+    if report.total is not None:
+        yield f"source -> {name} (what a user gets)", report.total
+
+
+def _distance_cells(distance: Distance) -> tuple[str, ...]:
+    return (
+        f"{_small(distance.kl_mean)} ± {distance.kl_error:.1g}",
+        _small(distance.kl_median),
+        _small(distance.kl_p99),
+        f"{distance.perplexity_p:.2f} -> {distance.perplexity_q:.2f}",
+        f"{distance.top1:.1%}",
+    )
+
+
+def _about_check(report: CheckReport) -> Iterator[str]:
+    text, tokens = report.text, report.tokens
+    yield (
+        f"{text.windows} windows of {text.length} tokens of {text.name},"
+        f" {report.quantization.positions} positions; reference: transformers, float32"
+    )
+    yield f"{report.runtime.version}, {_threads(report.runtime.threads)}, {report.seconds:.0f} s"
+    if tokens is not None:
+        same = tokens.strings - tokens.mismatches
+        yield f"tokenizer: {same} of {tokens.strings} strings get the same tokens"
+    worst = max(report.tensors, key=lambda one: one.worst_row / one.limit, default=None)
+    if worst is not None:
+        near = sum(one.ok for one in report.tensors)
+        yield (
+            f"tensors: {near} of {len(report.tensors)} as near to the source as their bits allow;"
+            f" furthest row: {worst.worst_row:.1%} in {worst.name}"
+        )
+    if report.noise is not None:
+        yield (
+            f"the runtime may add {_small(report.noise.limit)} nats; it adds"
+            f" {_small(report.noise.adds.kl_mean)} over the first {report.noise.windows} windows"
+        )
+    yield from (f"note: {note}" for note in report.notes)
+
+
+def _about_demo(row: DemoRow) -> Iterator[str]:
+    text, rates = row.check.text, row.bench.throughput
+    yield (
+        f"KL, perplexity and top-1: {row.check.runtime.version} against the source model in"
+        f" float32, {text.windows} windows of {text.length} tokens of {text.name}"
+    )
+    yield (
+        f"t/s: prompt of {rates.prompt_tokens}, generation of {rates.generate_tokens} tokens,"
+        f" {_threads(rates.threads)}, median of {rates.repetitions}; {row.bench.processor}"
+    )
+    yield from (f"note: {note}" for note in dict.fromkeys((*row.check.notes, *row.bench.notes)))
+
+
+def _file_line(file: FileFacts) -> str:
+    parts = f" in {file.files} files" if file.files > 1 else ""
+    return (
+        f"{Path(file.path).name}: {_size(file.nbytes)}{parts},"
+        f" {file.bits_per_weight:.2f} bits per weight"
+    )
+
+
+def _small(value: float) -> str:
+    return f"{value:.4f}" if value >= 1e-3 else f"{value:.1e}"
+
+
+def _size(nbytes: float) -> str:
+    return f"{nbytes / 1e6:,.1f} MB" if nbytes < 1e9 else f"{nbytes / 1e9:,.2f} GB"
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    return table
+
+
+def _add(table: Table, *cells: object) -> None:
+    """A row of plain text: file names may hold the marks that rich would interpret."""
+    table.add_row(*(Text(str(cell)) for cell in cells))

@@ -1,0 +1,99 @@
+"""Runtime and Session: one real program that loads an output and computes with it.
+
+A module of `qconvert.runtimes` that has an attribute `RUNTIME` is a runtime: nothing is registered
+anywhere else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Median rates of one run, tokens per second, with what they depend on."""
+
+    prompt_tokens_per_s: float
+    generate_tokens_per_s: float
+    prompt_tokens: int
+    generate_tokens: int
+    threads: int
+    batch: int
+    repetitions: int
+    prompt_spread: tuple[float, float]  # slowest and fastest repetition
+    generate_spread: tuple[float, float]
+    cpu_share: float | None = None  # CPU time over wall time and threads; below 0.9: a busy machine
+
+
+class Session(Protocol):
+    """A loaded model. Close it, or use it as a context manager."""
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        """The runtime's own tokens of `text`, without BOS; `special` parses control tokens."""
+        ...
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """[len(tokens), vocab]: logits at every position, from an empty context."""
+        ...
+
+    def generate(self, tokens: Sequence[int], n: int) -> list[int]:
+        """Up to `n` tokens, greedy; stops after an end token, which is included."""
+        ...
+
+    def throughput(self, prompt: int, generate: int, repetitions: int) -> Throughput: ...
+    def peak_bytes(self) -> int:
+        """Largest resident size so far of the process that holds the model."""
+        ...
+
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class Runtime(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def target(self) -> str:
+        """Name of the target whose outputs it loads."""
+        ...
+
+    @property
+    def install(self) -> str:
+        """The one line that makes it usable."""
+        ...
+
+    def unavailable(self) -> str | None:
+        """None when usable here, else the reason in one line."""
+        ...
+
+    def version(self) -> str: ...
+    def open(self, path: Path, *, threads: int, context: int) -> Session:
+        """Load an output; `MissingRuntime` when not usable, `Refused` when it does not load."""
+        ...
+
+
+def runtimes() -> dict[str, Runtime]:
+    """Every runtime, by name."""
+    package = importlib.import_module("qconvert.runtimes")
+    found = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"qconvert.runtimes.{info.name}")
+        runtime = getattr(module, "RUNTIME", None)
+        if runtime is not None:
+            found[runtime.name] = runtime
+    return found

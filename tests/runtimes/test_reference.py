@@ -1,0 +1,103 @@
+"""The reference takes decoded weights strictly, and then equals what transformers loads itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from qconvert.checkpoint import Checkpoint, open_checkpoint
+from qconvert.formats.gguf.target import TARGET
+from qconvert.formats.refusal import Refused
+from qconvert.runtimes.noise import rounded_activations
+from qconvert.runtimes.reference import from_folder, from_weights
+
+TOKENS = [5, 77, 300, 5, 12, 401, 9, 33]
+
+
+def stored(folder: Path) -> dict[str, NDArray[np.float32]]:
+    return dict(load_file(folder / "model.safetensors"))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text", "phi3", "gpt_neox", "gpt2"])
+def test_the_stored_weights_give_the_source_s_logits(
+    tiny_model: Callable[..., Path], family: str
+) -> None:
+    folder = tiny_model(family)
+    names: list[str] = []
+    model = from_weights(
+        open_checkpoint(folder),
+        stored(folder),
+        threads=1,
+        seen=lambda name, value: names.append(name),
+    )
+    expected = from_folder(folder, threads=1).logits(TOKENS)
+    assert expected.shape == (8, 512)
+    np.testing.assert_array_equal(model.logits(TOKENS), expected)
+    assert sorted(names) == sorted(stored(folder))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "gpt2"])
+def test_an_unquantized_output_gives_the_source_s_logits(
+    tiny_model: Callable[..., Path], tiny_gguf: Callable[..., Path], family: str
+) -> None:
+    source = open_checkpoint(tiny_model(family))
+    reader = TARGET.reader(tiny_gguf("F32", family))
+    found = from_weights(source, reader.weights(source), threads=1).logits(TOKENS)
+    expected = from_folder(source.folder, threads=1).logits(TOKENS)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_every_missing_and_unknown_name_is_refused_at_once(source: Checkpoint) -> None:
+    weights = stored(source.folder)
+    weights["model.extra.weight"] = weights.pop("model.norm.weight")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    with pytest.raises(Refused) as raised:
+        from_weights(source, weights, threads=1)
+    for name in ("model.extra", "model.norm", "model.layers.1.mlp.up_proj"):
+        assert name in str(raised.value)
+
+
+def test_another_shape_is_refused(source: Checkpoint) -> None:
+    weights = stored(source.folder)
+    weights["lm_head.weight"] = weights["lm_head.weight"][:, :128]
+    with pytest.raises(Refused, match="lm_head"):
+        from_weights(source, weights, threads=1)
+
+
+def test_the_given_arrays_are_used_whatever_their_memory(source: Checkpoint) -> None:
+    weights = {name: np.asfortranarray(value) for name, value in stored(source.folder).items()}
+    for value in weights.values():
+        value.setflags(write=False)
+    found = from_weights(source, weights, threads=1).logits(TOKENS)
+    np.testing.assert_array_equal(found, from_folder(source.folder, threads=1).logits(TOKENS))
+
+
+SHAPES = ((512, 256), (256, 512), (256, 256), (128, 256))  # of the tiny llama's linears
+
+
+@pytest.mark.parametrize("block", [None, 32, 256])
+def test_rounded_activations_move_the_logits_a_little_and_then_no_more(
+    source: Checkpoint, block: int | None
+) -> None:
+    model = from_folder(source.folder, threads=1)
+    before = model.logits(TOKENS)
+    with rounded_activations(model, dict.fromkeys(SHAPES, block) if block else {}):
+        within = model.logits(TOKENS)
+    moved = np.abs(within - before).max()
+    assert 1e-4 < moved < 0.5
+    np.testing.assert_array_equal(model.logits(TOKENS), before)
+
+
+def test_larger_blocks_round_more(source: Checkpoint) -> None:
+    model = from_folder(source.folder, threads=1)
+    before = model.logits(TOKENS)
+    moved = []
+    for block in (None, 32, 256):
+        with rounded_activations(model, dict.fromkeys(SHAPES, block) if block else {}):
+            moved.append(float(np.square(model.logits(TOKENS) - before).mean()))
+    assert moved[0] < moved[1] < moved[2]
