@@ -2,8 +2,8 @@
 
 Every function does the same operations in the same order as its namesake in `plain.py`, so both
 give the same bits. There are sixteen rows or more. Arrays: x float32 [rows * cols], weight float32
-[cols] or None; codes uint8 [rows * cols]; parameters float32 [rows, groups], whole numbers or values
-that float16 holds exactly.
+[cols] or None; codes uint8 [rows * cols]; parameters float32 [rows, groups]: whole numbers, or
+values that float16 holds exactly.
 """
 
 from __future__ import annotations
