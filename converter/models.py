@@ -55,6 +55,7 @@ class Family:
     )  # of sizes and flags that a config may omit
     aliases: Mapping[str, str] = field(default_factory=dict)  # usual name -> this family's name
     ignored: tuple[str, ...] = ()  # patterns of stored names that hold no weights
+    norm_offset: float = 0.0  # a norm multiplies by its weight plus this
 
     def expected(self, config: Mapping[str, Any], *, head: bool) -> Iterator[Expected]:
         """Every tensor in the order of computation; `head` says whether one is stored."""
@@ -190,7 +191,7 @@ _QK_NORMS = (
 _INV_FREQ = ("layers.*.self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq")
 
 
-def _llama_like(*block: Module, **defaults: Any) -> Family:
+def _llama_like(*block: Module, norm_offset: float = 0.0, **defaults: Any) -> Family:
     """A family with Llama's names outside the blocks."""
     return Family(
         "model.",
@@ -201,6 +202,7 @@ def _llama_like(*block: Module, **defaults: Any) -> Family:
         _HEAD,
         defaults={"tie_word_embeddings": False, **defaults},
         ignored=_INV_FREQ,
+        norm_offset=norm_offset,
     )
 
 
@@ -239,6 +241,7 @@ FAMILIES: dict[str, Family] = {
         Module("pre_feedforward_layernorm", "ffn_norm", ("hidden",)),
         *_gated_mlp(),
         Module("post_feedforward_layernorm", "ffn_post_norm", ("hidden",)),
+        norm_offset=1.0,
         # The text_config of a multimodal Gemma 3 holds only what differs from the class.
         tie_word_embeddings=True,
         vocab_size=262_208,

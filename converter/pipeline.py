@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qconvert.checkpoint import Checkpoint, open_checkpoint
 from qconvert.estimate import Estimate, chunk_rows, estimate
@@ -18,6 +19,7 @@ from qconvert.formats.grid import ScaleOverflow
 from qconvert.formats.refusal import Reason, Refused, collecting, raise_if_any, refuse
 from qconvert.formats.target import OutputTensor, Plan, Request, Sink, Target, target_named
 from qconvert.formats.tensor import QuantizedTensor
+from qconvert.importance import importance
 from qconvert.progress import Progress, silent
 from qconvert.resources import output_problems, peak_resident_bytes, usable_cores
 
@@ -197,7 +199,8 @@ def _write(sink: Sink, tensor: OutputTensor, source: Checkpoint, threads: int) -
         for span in spans:
             sink.write(tensor, source.rows(tensor.source, *span))
         return
-    chunks = (_quantized(tensor, source, span, threads) for span in spans)
+    weight = importance(source, tensor.source)
+    chunks = (_quantized(tensor, source, span, weight, threads) for span in spans)
     if tensor.row_order is not None:
         sink.write(tensor, _joined(list(chunks)))
         return
@@ -206,13 +209,17 @@ def _write(sink: Sink, tensor: OutputTensor, source: Checkpoint, threads: int) -
 
 
 def _quantized(
-    tensor: OutputTensor, source: Checkpoint, span: tuple[int, int], threads: int
+    tensor: OutputTensor,
+    source: Checkpoint,
+    span: tuple[int, int],
+    weight: NDArray[np.float32] | None,
+    threads: int,
 ) -> QuantizedTensor:
     assert tensor.source is not None
     assert tensor.grid is not None
     rows = source.rows(tensor.source, *span)
     try:
-        return tensor.grid.quantize(rows, threads=threads)
+        return tensor.grid.quantize(rows, weight, threads=threads)
     except ScaleOverflow as fault:
         raise refuse(
             f"{tensor.source.name} holds a weight too large for {tensor.dtype}: {fault}",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from qconvert.formats.gguf.grids import GRIDS
+from qconvert.importance import importance
 from qconvert.pipeline import convert, prepare
 
 
@@ -25,7 +26,8 @@ def test_file_holds_the_codes_that_were_fitted(
     for tensor in job.plan.tensors:
         if tensor.grid is None or tensor.source is None:
             continue
-        fitted = GRIDS[tensor.dtype].quantize(job.source.rows(tensor.source, 0, tensor.shape[0]))
+        rows = job.source.rows(tensor.source, 0, tensor.shape[0])
+        fitted = GRIDS[tensor.dtype].quantize(rows, importance(job.source, tensor.source))
         if tensor.row_order is not None:
             fitted = fitted.take_rows(tensor.row_order)
         found = GRIDS[tensor.dtype].unpack(stored[tensor.name].data, tensor.shape[1])
