@@ -162,7 +162,8 @@ def _usable(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     if not (np.isfinite(weight).all() and (weight >= 0).all() and weight.any()):
         raise ValueError("importance must be finite, not negative, and not zero everywhere")
     scaled = weight / weight.mean(dtype=np.float64)
-    return np.maximum(scaled, LEAST_IMPORTANCE).astype(np.float32)
+    usable: NDArray[np.float32] = np.maximum(scaled, LEAST_IMPORTANCE).astype(np.float32)
+    return usable
 
 
 def _in_parts(part: Callable[[int, int], None], rows: int, threads: int) -> None:
