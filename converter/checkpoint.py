@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from qconvert.config import TextConfig, read_config
 from qconvert.formats.refusal import Reason, Refused, collecting, raise_if_any, refuse
 from qconvert.formats.source import Dtype, SourceTensor
-from qconvert.models import PREFIXES, Expected
+from qconvert.models import PREFIXES, Expected, pattern
 from qconvert.safetensors_header import Entry
 from qconvert.shards import stored_tensors
 
@@ -102,11 +102,13 @@ def _matched(folder: Path, config: TextConfig, stored: Mapping[str, Entry]) -> C
     reasons += _missing(expected, found, head)
     reasons += _unexpected(config, found, {tensor.name for tensor in expected})
     places, tensors = {}, []
+    faults: defaultdict[Fault, list[str]] = defaultdict(list)  # names of the tensors that have it
     for want in expected:
         entry = found.get(want.name)
         if entry is None:
             continue
-        reasons += _faults(want, entry)
+        for fault in _faults(want, entry):
+            faults[fault].append(entry.name)
         if _is_float(entry.dtype):
             places[want.full_name] = entry
             tensors.append(
@@ -120,7 +122,7 @@ def _matched(folder: Path, config: TextConfig, stored: Mapping[str, Entry]) -> C
                     want.transposed,
                 )
             )
-    raise_if_any(reasons)
+    raise_if_any([*reasons, *(fault.reason(names) for fault, names in faults.items())])
     fields = {**config.fields, "tie_word_embeddings": tied}
     return Checkpoint(folder, fields, config.model_type, tied, tuple(tensors), tuple(notes), places)
 
@@ -133,12 +135,12 @@ def _own_tensors(
     dropped: Counter[str] = Counter()
     reasons = []
     for name, entry in stored.items():
-        pattern = next((p for p in config.dropped if fnmatchcase(name, p)), None)
-        if pattern is not None:
-            dropped[pattern] += 1
+        other = next((p for p in config.dropped if fnmatchcase(name, p)), None)
+        if other is not None:
+            dropped[other] += 1
             continue
         bare = _without_prefix(name)
-        if any(fnmatchcase(bare, pattern) for pattern in config.family.ignored):
+        if any(fnmatchcase(bare, p) for p in config.family.ignored):
             continue
         if bare in found:
             reasons.append(Reason(f"{name} and {found[bare].name} are the same tensor"))
@@ -203,25 +205,30 @@ def _listed(names: list[str], most: int = 6) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
-def _faults(want: Expected, entry: Entry) -> list[Reason]:
-    reasons = []
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with a tensor, perhaps alike in every block."""
+
+    pattern: str  # "model.layers.*.mlp.up_proj.weight"
+    problem: str
+    remedy: str
+
+    def reason(self, names: list[str]) -> Reason:
+        where = names[0] if len(names) == 1 else f"{self.pattern} ({len(names)} tensors)"
+        return Reason(f"{where} {self.problem}", self.remedy)
+
+
+def _faults(want: Expected, entry: Entry) -> list[Fault]:
+    faults = []
     shape = want.shape[::-1] if want.transposed else want.shape
     if entry.shape != shape:
-        reasons.append(
-            Reason(
-                f"{entry.name} has the shape {list(entry.shape)}; config.json asks for "
-                f"{list(shape)}",
-                "config.json and the weights belong to different models",
-            )
-        )
+        problem = f"has the shape {list(entry.shape)}; config.json asks for {list(shape)}"
+        remedy = "config.json and the weights belong to different models"
+        faults.append(Fault(pattern(entry.name), problem, remedy))
     if not _is_float(entry.dtype):
-        reasons.append(
-            Reason(
-                f"{entry.name} is stored as {entry.dtype}",
-                f"start from a checkpoint in {', '.join(FLOATS)}",
-            )
-        )
-    return reasons
+        remedy = f"start from a checkpoint in {', '.join(FLOATS)}"
+        faults.append(Fault(pattern(entry.name), f"is stored as {entry.dtype}", remedy))
+    return faults
 
 
 def _is_float(dtype: str) -> TypeGuard[Dtype]:

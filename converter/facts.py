@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from qconvert import __version__
 from qconvert.formats.refusal import Reason, refuse
+from qconvert.models import pattern
 from qconvert.resources import free_bytes
 
 if TYPE_CHECKING:
@@ -77,11 +77,6 @@ def write_report(value: Any, where: str) -> None:
         Path(where).write_text(text, encoding="utf-8")
     except OSError as error:
         raise refuse(f"cannot write the report {where}: {error.strerror}") from error
-
-
-def pattern(name: str) -> str:
-    """A tensor's name with its numbers open: `blk.*.attn_q.weight`."""
-    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 
 def grouped(rows: Iterable[_Row], *, each: bool = False) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ roles (attn_q, attn_k, attn_v read what attn_norm wrote). Source: transformers 5
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -104,6 +105,11 @@ def _tensors(
         yield Expected(
             f"{name}.bias", f"{prefix}{name}.bias", module.role, "bias", block, shape[:1], False
         )
+
+
+def pattern(name: str) -> str:
+    """A tensor's name with its numbers open: `model.layers.*.mlp.up_proj.weight`."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 
 def dimensions(config: Mapping[str, Any]) -> dict[str, int]:

@@ -58,7 +58,7 @@ def rows(
         "KL divergence to the source": f"{total['kl_mean']:.4f} nats in the runtime,"
         f" {cost['kl_mean']:.4f} from the file alone",
         "perplexity": f"{total['perplexity_q']:.2f} (source {total['perplexity_p']:.2f})",
-        "same first token": f"{total['top1']:.1%}",
+        "top-1 agreement": f"{total['top1']:.1%}",
         "check": checked["verdict"],
         "runtime": f"{runtime['name']} {runtime['version']}, {runtime['threads']} threads",
         "prompt": f"{rates['prompt_tokens_per_s']:.0f} tokens/s"

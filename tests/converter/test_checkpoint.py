@@ -358,3 +358,13 @@ def assert_same(
     assert got.keys() == want.keys()
     for name in want:
         np.testing.assert_array_equal(got[name], want[name])
+
+
+def test_a_fault_of_every_block_is_told_once(tiny_copy: Tiny) -> None:
+    folder = tiny_copy("llama")
+    config = json.loads((folder / "config.json").read_text())
+    config["intermediate_size"] *= 2
+    (folder / "config.json").write_text(json.dumps(config))
+    text = refusal(folder)
+    assert text.count("config.json asks for") == 3
+    assert "model.layers.*.mlp.gate_proj.weight (2 tensors) has the shape" in text
