@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich import box
@@ -13,17 +12,6 @@ from rich.text import Text
 
 from qconvert.runtimes.findings import BenchReport, CheckReport, FileFacts
 from qconvert.runtimes.measure import Distance
-
-
-@dataclass(frozen=True, slots=True)
-class DemoRow:
-    """One conversion, from the model folder to its runtime."""
-
-    type: str  # "Q4_K_M"
-    seconds: float  # that the conversion took
-    peak_bytes: int  # of the converting process
-    check: CheckReport
-    bench: BenchReport
 
 
 def check_view(report: CheckReport) -> RenderableType:
@@ -53,48 +41,6 @@ def bench_view(report: BenchReport) -> RenderableType:
         *(f"note: {note}" for note in report.notes),
     ]
     return Group(table, Text("\n".join(about), style="dim"))
-
-
-def demo_view(rows: Sequence[DemoRow]) -> RenderableType:
-    """One row per conversion: size, distance from the source, speed, time and memory taken."""
-    table = _table(
-        "",
-        "type",
-        "file",
-        "size",
-        "bits/weight",
-        "KL (nats)",
-        "perplexity",
-        "top-1",
-        "prompt t/s",
-        "gen. t/s",
-        "taken",
-        "peak, convert",
-        "peak, run",
-        "check",
-    )
-    for row in rows:
-        distance = row.check.total or row.check.quantization
-        rates = row.bench.throughput
-        _add(
-            table,
-            row.type,
-            Path(row.check.file.path).name,
-            _size(row.check.file.nbytes),
-            f"{row.check.file.bits_per_weight:.2f}",
-            f"{distance.kl_mean:.4f}",
-            f"{distance.perplexity_p:.2f} -> {distance.perplexity_q:.2f}",
-            f"{distance.top1:.1%}",
-            f"{rates.prompt_tokens_per_s:,.0f}",
-            f"{rates.generate_tokens_per_s:,.1f}",
-            f"{row.seconds:.1f} s",
-            _size(row.peak_bytes),
-            _size(row.bench.peak_bytes),
-            row.check.verdict,
-        )
-    if not rows:
-        return table
-    return Group(table, Text("\n".join(_about_demo(rows[0])), style="dim"))
 
 
 def _verdict(report: CheckReport) -> Text:
@@ -152,19 +98,6 @@ def _about_check(report: CheckReport) -> Iterator[str]:
             f" {_small(report.noise.adds.kl_mean)} over the first {report.noise.windows} windows"
         )
     yield from (f"note: {note}" for note in report.notes)
-
-
-def _about_demo(row: DemoRow) -> Iterator[str]:
-    text, rates = row.check.text, row.bench.throughput
-    yield (
-        f"KL, perplexity and top-1: {row.check.runtime.version} against the source model in"
-        f" float32, {text.windows} windows of {text.length} tokens of {text.name}"
-    )
-    yield (
-        f"t/s: prompt of {rates.prompt_tokens}, generation of {rates.generate_tokens} tokens,"
-        f" {_threads(rates.threads)}, median of {rates.repetitions}; {row.bench.processor}"
-    )
-    yield from (f"note: {note}" for note in dict.fromkeys((*row.check.notes, *row.bench.notes)))
 
 
 def _file_line(file: FileFacts) -> str:

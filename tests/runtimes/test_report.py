@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
-import pytest
 from rich.console import Console, RenderableType
 
 from qconvert.runtimes.findings import (
@@ -16,7 +15,7 @@ from qconvert.runtimes.findings import (
     TokenParity,
 )
 from qconvert.runtimes.measure import Distance
-from qconvert.runtimes.report import DemoRow, bench_view, check_view, demo_view
+from qconvert.runtimes.report import bench_view, check_view
 from qconvert.runtimes.runtime import Throughput
 from qconvert.runtimes.weights import TensorError
 
@@ -83,12 +82,3 @@ def test_a_bench_shows_rates_and_their_terms() -> None:
     text = shown(bench_view(BENCH))
     for piece in ("662.0", "151.2", "512", "2 threads", "211.0 MB", "0.31 s", "another note"):
         assert piece in text
-
-
-@pytest.mark.parametrize("rows", [1, 2])
-def test_the_demo_is_one_table(rows: int) -> None:
-    text = shown(demo_view([DemoRow("Q4_K_M", 12.5, 400_000_000, CHECK, BENCH)] * rows))
-    assert text.count("Q4_K_M") == rows
-    for piece in ("143.6 MB", "0.2100", "29.23 -> 36.00", "662", "12.5 s", "400.0 MB", "PASS"):
-        assert piece in text
-    assert shown(demo_view([])).strip()
