@@ -115,7 +115,6 @@ class Builder:
 
 @pytest.fixture
 def builder(tmp_path: Path) -> Iterator[Builder]:
-    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     made = Builder(tmp_path)
     yield made
     for llama in made.opened:
