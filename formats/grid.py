@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.formats.tensor import QuantizedTensor
+from qconvert.kernels.fit import Fit
 
 
 class ScaleOverflow(ValueError):
     """A weight is too large for what the grid stores its scale in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """What codes stand for once the parameters are fixed: scale * levels[code] + offset."""
+
+    scale: NDArray[np.float32]  # [rows, groups]
+    offset: NDArray[np.float32] | None  # [rows, groups]; None: the grid has no offset
 
 
 class Grid(Protocol):
@@ -29,6 +39,40 @@ class Grid(Protocol):
 
     @property
     def bits_per_weight(self) -> float: ...
+
+    @property
+    def group(self) -> int:
+        """Columns that share one scale (and offset): at most `block`, which it divides. 0 for both:
+        the whole row."""
+        ...
+
+    @property
+    def levels(self) -> NDArray[np.float32]:
+        """[codes], ascending: what each code stands for before scale and offset."""
+        ...
+
+    @property
+    def has_offset(self) -> bool: ...
+
+    @property
+    def search(self) -> Fit:
+        """How parameters are laid out and searched: one of the kinds of `kernels.fit`. Tensors of
+        this grid name their parameters as its `outputs` do."""
+        ...
+
+    def lines(self, tensor: QuantizedTensor) -> Lines:
+        """The scale and offset of each group, exactly as `decode` uses them."""
+        ...
+
+    def place(
+        self,
+        w: NDArray[np.float32],  # [rows, cols]
+        lines: Lines,
+        *,
+        threads: int = 1,
+    ) -> QuantizedTensor:
+        """Parameters nearest to the wanted `lines` that the file can store, and nearest codes."""
+        ...
 
     def quantize(
         self,

@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 Dtype = Literal["F32", "F16", "BF16"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 ROLES = (
     "embedding", "position", "embedding_norm", "final_norm", "head",

@@ -3,7 +3,7 @@
 Every function does the same operations in the same order as its namesake in `plain.py`, so both
 give the same bits. There are sixteen rows or more. Arrays: x float32 [rows * cols], weight float32
 [cols] or None; codes uint8 [rows * cols]; parameters float32 [rows, groups]: whole numbers, or
-values that float16 holds exactly.
+values that what stores them holds exactly.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from qconvert.kernels.simd import (
     load,
     rint,
     select,
+    shorten,
     smaller,
     splat,
     store,
@@ -36,15 +37,23 @@ HUGE = np.float32(3e38)
 @njit(nogil=True)
 def _read_tile(x, at, cols, width, tile):
     """`width` columns of sixteen rows from x[at], lane by row."""
-    for i in range(0, width, LANES):
+    even = width - width % LANES
+    for i in range(0, even, LANES):
         transpose(x, at + i, cols, tile, i * LANES, LANES)
+    for i in range(even, width):
+        for lane in range(LANES):
+            tile[i * LANES + lane] = x[at + lane * cols + i]
 
 
 @njit(nogil=True)
 def _write_tile(out, at, cols, width, tile):
     """The inverse of `_read_tile`."""
-    for i in range(0, width, LANES):
+    even = width - width % LANES
+    for i in range(0, even, LANES):
         transpose(tile, i * LANES, LANES, out, at + i, cols)
+    for i in range(even, width):
+        for lane in range(LANES):
+            out[at + lane * cols + i] = tile[i * LANES + lane]
 
 
 @njit(nogil=True)
@@ -67,6 +76,14 @@ def _inverse(d):
     zero, one = splat(0.0), splat(1.0)
     alive = absolute(d) > zero
     return select(alive, one / select(alive, d, one), zero)
+
+
+@njit(nogil=True)
+def _stored(d, shortened):
+    """Rounded to nearest even as `fit.SHORTENED` says; what is below TINY becomes 0."""
+    if shortened == 0:
+        return half(d)
+    return select(absolute(d) > splat(TINY), shorten(d, shortened), splat(0.0))
 
 
 @njit(nogil=True)
@@ -190,7 +207,9 @@ def _affine_scale(tile, weight, at, col, size, top, signed, tops, shifts, rounds
 
 
 @njit(nogil=True, cache=True)
-def fit_symmetric(x, rows, cols, weight, size, lo, hi, table, anchors, rounds, codes, d_out):
+def fit_symmetric(
+    x, rows, cols, weight, size, lo, hi, table, anchors, rounds, shortened, codes, d_out
+):
     tile, levels = np.empty(size * LANES, np.float32), np.empty(size * LANES, np.uint8)
     lanes = np.empty(LANES, np.float32)
     vlo, vhi = splat(lo), splat(hi)
@@ -199,7 +218,7 @@ def fit_symmetric(x, rows, cols, weight, size, lo, hi, table, anchors, rounds, c
         for col in range(0, cols, size):
             _read_tile(x, row * cols + col, cols, size, tile)
             d = _symmetric_scale(tile, weight, 0, col, size, vlo, vhi, table, anchors, rounds)
-            d = half(d)
+            d = _stored(d, shortened)
             _encode_symmetric(tile, 0, size, d, vlo, vhi, table, levels)
             _write_tile(codes, row * cols + col, cols, size, levels)
             store(lanes, 0, d)
@@ -222,6 +241,64 @@ def fit_affine(x, rows, cols, weight, size, top, tops, shifts, rounds, codes, d_
             _write_lanes(d_out, row, col // size, 1, lanes)
             store(lanes, 0, m)
             _write_lanes(m_out, row, col // size, 1, lanes)
+
+
+@njit(nogil=True)
+def _zero_scale(tile, weight, col, size, top, tops, shifts, rounds):
+    """Best d and whole zero for x ~ d * (code - zero) in one group."""
+    zero, one, tiny = splat(0.0), splat(1.0), splat(TINY)
+    low, high = zero, zero
+    for i in range(size):
+        v = load(tile, i * LANES)
+        low, high = smaller(v, low), larger(v, high)
+    span = high - low
+    span = select(span > tiny, span, one)
+    best, best_d, best_z = zero, zero, zero
+    for k in range(tops.size + rounds):
+        if k < tops.size:
+            inverse = splat(tops[k]) / span
+            z = larger(smaller(rint(splat(shifts[k]) - low * inverse), top), zero)
+        else:
+            inverse, z = _inverse(best_d), best_z
+        least, most = zero - z, top - z
+        sxq, sqq = zero, zero
+        for i in range(size):
+            v = load(tile, i * LANES)
+            q = larger(smaller(rint(v * inverse), most), least)
+            wq = _weight(weight, col + i) * q
+            sxq = sxq + wq * v
+            sqq = sqq + wq * q
+        sxq, sqq = larger(sxq, zero), larger(sqq, tiny)
+        gain = sxq * sxq / sqq
+        better = gain > best
+        best = select(better, gain, best)
+        best_d = select(better, sxq / sqq, best_d)
+        best_z = select(better, z, best_z)
+    return best_d, best_z
+
+
+@njit(nogil=True, cache=True)
+def fit_zero_point(
+    x, rows, cols, weight, size, top, tops, shifts, rounds, shortened, codes, d_out, zero_out
+):
+    tile, levels = np.empty(size * LANES, np.float32), np.empty(size * LANES, np.uint8)
+    lanes = np.empty(LANES, np.float32)
+    vtop = splat(top)
+    for start in range(0, rows, LANES):
+        row = min(start, rows - LANES)  # the last tile may overlap the one before
+        for col in range(0, cols, size):
+            _read_tile(x, row * cols + col, cols, size, tile)
+            d, z = _zero_scale(tile, weight, col, size, vtop, tops, shifts, rounds)
+            d = _stored(d, shortened)
+            inverse, least, most = _inverse(d), splat(0.0) - z, vtop - z
+            for i in range(size):
+                v = rint(load(tile, i * LANES) * inverse)
+                store_bytes(levels, i * LANES, larger(smaller(v, most), least) + z)
+            _write_tile(codes, row * cols + col, cols, size, levels)
+            store(lanes, 0, d)
+            _write_lanes(d_out, row, col // size, 1, lanes)
+            store(lanes, 0, z)
+            _write_lanes(zero_out, row, col // size, 1, lanes)
 
 
 @njit(nogil=True)

@@ -15,10 +15,18 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from qconvert.kernels.levels import IQ4_LEVELS
+
 Body = Literal["cpu", "plain"]
 
 ROWS_AT_ONCE = 16  # the fast body works on this many rows together; threads split at multiples
 SUPER = 256
+SHORTENED = {"float16": 0, "bfloat16": 16, "float32": 8}
+"""What a scale can be stored as -> low bits of its float32 that are rounded away; 0: float16.
+
+Of float32, sixteen significant bits are used: then scale * code and scale * (code - zero) are exact
+for eight-bit codes, and come out the same in whatever order a runtime computes them."""
+
 LEAST_IMPORTANCE = 1e-6  # of a column, relative to the mean
 
 
@@ -27,6 +35,16 @@ class Fit(Protocol):
 
     @property
     def kernel(self) -> str: ...
+    @property
+    def size(self) -> int:
+        """Columns of a group: they share one scale (and offset)."""
+        ...
+
+    @property
+    def levels(self) -> NDArray[np.float32]:
+        """[codes], ascending: what each code stands for before scale and offset."""
+        ...
+
     @property
     def outputs(self) -> tuple[tuple[str, int], ...]: ...
     def arguments(self) -> tuple[Any, ...]: ...
@@ -42,7 +60,12 @@ class Symmetric:
     anchors: tuple[float, ...]
     rounds: int = 1
     table: bool = False
+    scale: str = "float16"  # what d is stored as, of SHORTENED
     kernel = "fit_symmetric"
+
+    @property
+    def levels(self) -> NDArray[np.float32]:
+        return IQ4_LEVELS if self.table else _whole(self.lo, self.hi)
 
     @property
     def outputs(self) -> tuple[tuple[str, int], ...]:
@@ -50,7 +73,8 @@ class Symmetric:
 
     def arguments(self) -> tuple[Any, ...]:
         lo, hi = np.float32(self.lo), np.float32(self.hi)
-        return self.size, lo, hi, self.table, _floats(self.anchors), self.rounds
+        search = (_floats(self.anchors), self.rounds)
+        return self.size, lo, hi, self.table, *search, SHORTENED[self.scale]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +88,39 @@ class Affine:
     kernel = "fit_affine"
 
     @property
+    def levels(self) -> NDArray[np.float32]:
+        return _whole(0, self.top)
+
+    @property
     def outputs(self) -> tuple[tuple[str, int], ...]:
         return (("d", self.size), ("m", self.size))
 
     def arguments(self) -> tuple[Any, ...]:
         return self.size, np.float32(self.top), *_spans(self.top, self.spans), self.rounds
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroPoint:
+    """x ~ d * (code - zero), d not negative, zero a whole number; both 0..top. `spans` as above."""
+
+    size: int
+    top: int
+    spans: tuple[tuple[float, float], ...]
+    rounds: int = 1
+    scale: str = "float16"
+    kernel = "fit_zero_point"
+
+    @property
+    def levels(self) -> NDArray[np.float32]:
+        return _whole(0, self.top)
+
+    @property
+    def outputs(self) -> tuple[tuple[str, int], ...]:
+        return (("d", self.size), ("zero", self.size))
+
+    def arguments(self) -> tuple[Any, ...]:
+        search = (*_spans(self.top, self.spans), self.rounds)
+        return self.size, np.float32(self.top), *search, SHORTENED[self.scale]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +137,10 @@ class SuperSymmetric:
     refits: int = 2
     table: bool = False
     kernel = "fit_super_symmetric"
+
+    @property
+    def levels(self) -> NDArray[np.float32]:
+        return IQ4_LEVELS if self.table else _whole(self.lo, self.hi)
 
     @property
     def outputs(self) -> tuple[tuple[str, int], ...]:
@@ -109,12 +165,20 @@ class SuperAffine:
     kernel = "fit_super_affine"
 
     @property
+    def levels(self) -> NDArray[np.float32]:
+        return _whole(0, self.top)
+
+    @property
     def outputs(self) -> tuple[tuple[str, int], ...]:
         return (("scales", self.size), ("mins", self.size), ("d", SUPER), ("dmin", SUPER))
 
     def arguments(self) -> tuple[Any, ...]:
         limits = (np.float32(self.top), np.float32(self.scale_top))
         return self.size, *limits, *_spans(self.top, self.spans), self.rounds, self.refits
+
+
+def _whole(first: int, last: int) -> NDArray[np.float32]:
+    return np.arange(first, last + 1, dtype=np.float32)
 
 
 def _floats(values: tuple[float, ...]) -> NDArray[np.float32]:
@@ -135,7 +199,7 @@ def fit(
 ) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.float32]]]:
     """Codes [rows, cols] and parameters [rows, groups]; the same bits for any `threads` and `body`.
 
-    Scales beyond float16 come out infinite: the caller looks for them.
+    Scales beyond what they are stored as come out infinite: the caller looks for them.
     """
     rows, cols = x.shape
     run = getattr(importlib.import_module(f"qconvert.kernels.{body}"), search.kernel)

@@ -2,8 +2,8 @@
 
 All work on groups of columns of a row and minimise the weighted squared error
 `sum_i weight[i] * (x[i] - decoded[i])**2`, in float32, every sum taken in the order of the columns.
-What they return is already rounded to what a file stores: float16 for `d`, `m` and `dmin`, whole
-numbers for sub-scales and sub-minima.
+What they return is already rounded to what a file stores: float16 for `d`, `m` and `dmin` (or what
+`shortened` says), whole numbers for zero points, sub-scales and sub-minima.
 
 The plan is the same everywhere: try several starting scales, choose codes, solve for the scale (and
 offset) that is best for those codes in closed form, keep the best. It is the search of llama.cpp's
@@ -56,6 +56,17 @@ def _larger(a: Floats, b: Floats | np.float32) -> Floats:
 def _half(a: Floats) -> Floats:
     with np.errstate(over="ignore"):
         return a.astype(np.float16).astype(np.float32)
+
+
+def stored(a: Floats, shortened: int) -> Floats:
+    """Rounded to nearest even as `fit.SHORTENED` says; what is below TINY becomes 0."""
+    if shortened == 0:
+        return _half(a)
+    bits = np.ascontiguousarray(a, np.float32).view(np.uint32)
+    odd = bits >> np.uint32(shortened) & np.uint32(1)
+    bits = bits + (odd + np.uint32((1 << shortened - 1) - 1))
+    bits &= np.uint32(0xFFFFFFFF ^ (1 << shortened) - 1)
+    return np.where(np.abs(a) > TINY, bits.view(np.float32), np.float32(0))
 
 
 def _inverse(d: Floats) -> Floats:
@@ -137,11 +148,11 @@ def _affine_scale(
 def fit_symmetric(
     x: Floats, rows: int, cols: int, weight: Floats | None,
     size: int, lo: np.float32, hi: np.float32, table: bool, anchors: Floats, rounds: int,
-    codes: Codes, d_out: Floats,
+    shortened: int, codes: Codes, d_out: Floats,
 ) -> None:  # fmt: skip
-    """x ~ d * level(code); d is float16 and may be negative."""
+    """x ~ d * level(code); d may be negative."""
     g, w = _groups(x, rows, cols, size), _groups(_weights(weight, cols), 1, cols, size)
-    d = _half(_symmetric_scale(g, w, lo, hi, table, anchors, rounds))
+    d = stored(_symmetric_scale(g, w, lo, hi, table, anchors, rounds), shortened)
     codes[:] = _encode(g * _inverse(d)[..., None], lo, hi, table).reshape(-1)
     d_out[:] = d
 
@@ -158,6 +169,46 @@ def fit_affine(
     v = (g - m[..., None]) * _inverse(d)[..., None]
     codes[:] = _encode(v, np.float32(0), top, False).reshape(-1)
     d_out[:], m_out[:] = d, m
+
+
+def _zero_scale(
+    x: Floats, w: Floats, top: np.float32, tops: Floats, shifts: Floats, rounds: int
+) -> tuple[Floats, Floats]:
+    zero = np.float32(0)
+    low, high = _smaller(x.min(-1), zero), _larger(x.max(-1), zero)
+    alive = high - low > TINY
+    span = np.where(alive, high - low, np.float32(1))
+    best, best_d, best_z = np.zeros_like(low), np.zeros_like(low), np.zeros_like(low)
+    for k in range(len(tops) + rounds):
+        if k < len(tops):
+            inverse = tops[k] / span
+            z = _clamp(shifts[k] - low * inverse, zero, top)
+        else:
+            inverse, z = _inverse(best_d), best_z
+        q = np.rint(x * inverse[..., None])
+        q = _larger(_smaller(q, (top - z)[..., None]), (zero - z)[..., None])
+        sxq = _larger(_ordered_sum(w * q * x), zero)
+        sqq = _larger(_ordered_sum(w * q * q), TINY)
+        gain = sxq * sxq / sqq
+        better = gain > best
+        best, best_d = np.where(better, gain, best), np.where(better, sxq / sqq, best_d)
+        best_z = np.where(better, z, best_z)
+    return best_d, best_z
+
+
+def fit_zero_point(
+    x: Floats, rows: int, cols: int, weight: Floats | None,
+    size: int, top: np.float32, tops: Floats, shifts: Floats, rounds: int, shortened: int,
+    codes: Codes, d_out: Floats, zero_out: Floats,
+) -> None:  # fmt: skip
+    """x ~ d * (code - zero), codes and the whole zero 0..top, d not negative."""
+    g, w = _groups(x, rows, cols, size), _groups(_weights(weight, cols), 1, cols, size)
+    d, z = _zero_scale(g, w, top, tops, shifts, rounds)
+    d = stored(d, shortened)
+    v = np.rint(g * _inverse(d)[..., None])
+    v = _larger(_smaller(v, (top - z)[..., None]), (np.float32(0) - z)[..., None])
+    codes[:] = (v + z[..., None]).astype(np.uint8).reshape(-1)
+    d_out[:], zero_out[:] = d, z
 
 
 def fit_super_symmetric(

@@ -130,6 +130,37 @@ def splat(typing_context: Any, value: Any) -> Any:
     return lanes_type(value), codegen
 
 
+@intrinsic
+def shorten(typing_context: Any, value: Any, count: Any) -> Any:
+    """The lanes without their `count` lowest bits, rounded to nearest, ties to even."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        undefined, order = ir.Constant(_INTS, ir.Undefined), ir.Constant(_INTS, [0] * LANES)
+        scalar = context.cast(builder, args[1], sig.args[1], types.int32)
+        one = builder.insert_element(undefined, scalar, cgutils.int32_t(0))
+        count = builder.shuffle_vector(one, undefined, order)
+        unit = ir.Constant(_INTS, [1] * LANES)
+        bits = builder.bitcast(args[0], _INTS)
+        odd = builder.and_(builder.lshr(bits, count), unit)
+        below = builder.sub(builder.shl(unit, builder.sub(count, unit)), unit)
+        bits = builder.add(bits, builder.add(below, odd))
+        mask = builder.not_(builder.sub(builder.shl(unit, count), unit))
+        return builder.bitcast(builder.and_(bits, mask), _FLOATS)
+
+    return lanes_type(value, count), codegen
+
+
+@intrinsic
+def any_lane(typing_context: Any, mask: Any) -> Any:
+    """True when a comparison holds in at least one lane."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        bits = builder.bitcast(args[0], ir.IntType(LANES))
+        return builder.icmp_unsigned("!=", bits, ir.Constant(ir.IntType(LANES), 0))
+
+    return types.boolean(mask), codegen
+
+
 def _address(context: Any, builder: Any, sig: Any, args: Any, kind: Any) -> Any:
     array = context.make_array(sig.args[0])(context, builder, args[0])
     index = context.cast(builder, args[1], sig.args[1], types.intp)

@@ -5,7 +5,7 @@ One row of data per type; the arithmetic is in `kernels/`, the byte layout in `f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,16 @@ from qconvert.formats.gguf.fields import (
     SixBitScales,
     SplitSixBitScales,
 )
+from qconvert.formats.gguf.parameters import (
+    Parameters,
+    Scale,
+    ScaleAndOffset,
+    SuperScale,
+    SuperScaleAndOffset,
+)
+from qconvert.formats.grid import Lines
 from qconvert.formats.grid import ScaleOverflow as ScaleOverflow
+from qconvert.formats.nearest import nearest_codes, on_lines
 from qconvert.formats.tensor import QuantizedTensor
 from qconvert.kernels.fit import (
     Affine,
@@ -33,7 +42,6 @@ from qconvert.kernels.fit import (
     Symmetric,
     fit,
 )
-from qconvert.kernels.levels import IQ4_LEVELS
 from qconvert.kernels.planes import Plane
 
 Floats = NDArray[np.float32]
@@ -46,10 +54,24 @@ class GGUFGrid:
 
     name: str
     block: int
-    search: Fit
+    parameters: Parameters
     fields: tuple[Field, ...]
-    formula: Callable[[QuantizedTensor], Floats]
-    stored: Mapping[str, np.dtype[Any]]  # dtype of each parameter in the neutral form
+
+    @property
+    def search(self) -> Fit:
+        return self.parameters.search
+
+    @property
+    def group(self) -> int:
+        return self.search.size
+
+    @property
+    def levels(self) -> Floats:
+        return self.search.levels
+
+    @property
+    def has_offset(self) -> bool:
+        return self.parameters.has_offset
 
     @property
     def block_bytes(self) -> int:
@@ -72,13 +94,24 @@ class GGUFGrid:
     ) -> QuantizedTensor:
         """Weighted least squares onto this grid; `ScaleOverflow` beyond float16's range."""
         codes, found = fit(w, weight, self.search, threads=threads, body=body)
-        if not all(np.isfinite(values).all() for values in found.values()):
-            raise ScaleOverflow(f"{self.name}: a scale is beyond float16 (65504)")
-        params = {name: found[name].astype(kind) for name, kind in self.stored.items()}
+        return QuantizedTensor(self.name, codes, self._stored(found))
+
+    def place(self, w: Floats, lines: Lines, *, threads: int = 1) -> QuantizedTensor:
+        """Stored parameters nearest to the wanted `lines`, then nearest codes."""
+        params = self._stored(self.parameters.store(lines))
+        codes = nearest_codes(w, self.parameters.lines(params), self.levels, threads=threads)
         return QuantizedTensor(self.name, codes, params)
 
+    def _stored(self, found: Mapping[str, Floats]) -> dict[str, NDArray[Any]]:
+        if not all(np.isfinite(values).all() for values in found.values()):
+            raise ScaleOverflow(f"{self.name}: a scale is beyond float16 (65504)")
+        return {name: found[name].astype(kind) for name, kind in self.parameters.stored.items()}
+
+    def lines(self, tensor: QuantizedTensor) -> Lines:
+        return self.parameters.lines(tensor.params)
+
     def decode(self, tensor: QuantizedTensor) -> Floats:
-        return self.formula(tensor)
+        return on_lines(tensor.codes, self.lines(tensor), self.levels)
 
     def pack(self, tensor: QuantizedTensor) -> NDArray[np.uint8]:
         rows, cols = tensor.shape
@@ -108,66 +141,8 @@ class GGUFGrid:
                 codes |= found.pop("codes")
             params.update({name: values.reshape(rows, -1) for name, values in found.items()})
             at += field.nbytes
-        ordered = {name: params[name] for name in self.stored}
+        ordered = {name: params[name] for name in self.parameters.stored}
         return QuantizedTensor(self.name, codes.reshape(rows, cols), ordered)
-
-
-def _levels(tensor: QuantizedTensor, lowest: int | None) -> Floats:
-    """The whole number that each code stands for; IQ4's table when `lowest` is None."""
-    if lowest is None:
-        return IQ4_LEVELS[tensor.codes]
-    return tensor.codes.astype(np.float32) + np.float32(lowest)
-
-
-def _wide(values: NDArray[Any], cols: int) -> Floats:
-    """Parameters [rows, groups] as float32, repeated for each of `cols` columns."""
-    return np.repeat(values.astype(np.float32), cols // values.shape[1], axis=1)
-
-
-def _symmetric(lowest: int | None) -> Callable[[QuantizedTensor], Floats]:
-    """d * level"""
-
-    def formula(tensor: QuantizedTensor) -> Floats:
-        values = _levels(tensor, lowest)
-        values *= _wide(tensor.params["d"], values.shape[1])
-        return values
-
-    return formula
-
-
-def _affine(tensor: QuantizedTensor) -> Floats:
-    """d * code + m"""
-    cols = tensor.shape[1]
-    values = _levels(tensor, 0)
-    values *= _wide(tensor.params["d"], cols)
-    values += _wide(tensor.params["m"], cols)
-    return values
-
-
-def _two_level(tensor: QuantizedTensor, d: str, scales: str) -> Floats:
-    """d * scale for each sub-block, in float32 as every decoder of the format does."""
-    groups = tensor.params[scales].shape[1]
-    return _wide(tensor.params[d], groups) * tensor.params[scales].astype(np.float32)
-
-
-def _super_symmetric(lowest: int | None) -> Callable[[QuantizedTensor], Floats]:
-    """d * scale * level"""
-
-    def formula(tensor: QuantizedTensor) -> Floats:
-        values = _levels(tensor, lowest)
-        values *= _wide(_two_level(tensor, "d", "scales"), values.shape[1])
-        return values
-
-    return formula
-
-
-def _super_affine(tensor: QuantizedTensor) -> Floats:
-    """d * scale * code - dmin * min"""
-    cols = tensor.shape[1]
-    values = _levels(tensor, 0)
-    values *= _wide(_two_level(tensor, "d", "scales"), cols)
-    values -= _wide(_two_level(tensor, "dmin", "mins"), cols)
-    return values
 
 
 # Starting points of the searches, chosen on weights of a real model and on random ones by the error
@@ -185,13 +160,6 @@ def _span_grid(first: float, last: float, count: int) -> tuple[tuple[float, floa
     return tuple((float(reach), shift) for shift in shifts for reach in reaches)
 
 
-_F16, _I8, _U8 = np.dtype(np.float16), np.dtype(np.int8), np.dtype(np.uint8)
-_Dtypes = dict[str, np.dtype[Any]]
-_D: _Dtypes = {"d": _F16}
-_D_M: _Dtypes = {"d": _F16, "m": _F16}
-_SUB: _Dtypes = {"d": _F16, "scales": _I8}
-_SUB_MIN: _Dtypes = {"d": _F16, "dmin": _F16, "scales": _U8, "mins": _U8}
-
 _NIBBLES_16 = Codes(Plane(4, 32), 32)
 _FIFTH_BITS = Codes(Plane(1, 8, shift=4), 32)
 _LOW_PAIRS = Codes(Plane(2, 128), 256)
@@ -199,75 +167,72 @@ _NIBBLES_32 = Codes(Plane(4, 64), 256)
 
 _ALL = (
     GGUFGrid(
-        "Q8_0", 32, Symmetric(32, -128, 127, (-128.0, -127.6, -127.2, 127.0, 127.4)),
-        (Half("d"), Codes(Plane(8, 32), 32, flip=0x80)), _symmetric(-128), _D,
+        "Q8_0", 32, Scale(Symmetric(32, -128, 127, (-128.0, -127.6, -127.2, 127.0, 127.4))),
+        (Half("d"), Codes(Plane(8, 32), 32, flip=0x80)),
     ),
     GGUFGrid(
-        "Q4_0", 32, Symmetric(32, -8, 7, (-8.8, -8.2, -7.6, -7.0, 7.4)),
-        (Half("d"), _NIBBLES_16), _symmetric(-8), _D,
+        "Q4_0", 32, Scale(Symmetric(32, -8, 7, (-8.8, -8.2, -7.6, -7.0, 7.4))),
+        (Half("d"), _NIBBLES_16),
     ),
     GGUFGrid(
-        "Q4_1", 32, Affine(32, 15, _SPANS_ONE_LEVEL),
-        (Half("d"), Half("m"), _NIBBLES_16), _affine, _D_M,
+        "Q4_1", 32, ScaleAndOffset(Affine(32, 15, _SPANS_ONE_LEVEL)),
+        (Half("d"), Half("m"), _NIBBLES_16),
     ),
     GGUFGrid(
-        "Q5_0", 32, Symmetric(32, -16, 15, (-16.8, -16.4, -16.0, -15.6, -15.2, 15.2, 15.7)),
-        (Half("d"), _FIFTH_BITS, _NIBBLES_16), _symmetric(-16), _D,
+        "Q5_0", 32, Scale(Symmetric(32, -16, 15, (-16.8, -16.4, -16.0, -15.6, -15.2, 15.2, 15.7))),
+        (Half("d"), _FIFTH_BITS, _NIBBLES_16),
     ),
     GGUFGrid(
-        "Q5_1", 32, Affine(32, 31, (*_SPANS_ONE_LEVEL, (-3.0, 0.0))),
-        (Half("d"), Half("m"), _FIFTH_BITS, _NIBBLES_16), _affine, _D_M,
+        "Q5_1", 32, ScaleAndOffset(Affine(32, 31, (*_SPANS_ONE_LEVEL, (-3.0, 0.0)))),
+        (Half("d"), Half("m"), _FIFTH_BITS, _NIBBLES_16),
     ),
     GGUFGrid(
-        "Q2_K", 256, SuperAffine(16, 3, 15, _span_grid(-1.0, 0.6, 9)),
-        (NibblePairs(), _LOW_PAIRS, Half("d"), Half("dmin")), _super_affine, _SUB_MIN,
+        "Q2_K", 256, SuperScaleAndOffset(SuperAffine(16, 3, 15, _span_grid(-1.0, 0.6, 9))),
+        (NibblePairs(), _LOW_PAIRS, Half("d"), Half("dmin")),
     ),
     GGUFGrid(
         "Q3_K", 256,
-        SuperSymmetric(
+        SuperScale(SuperSymmetric(
             16, -4, 3, -32, 31,
             (-4.8, -4.5, -4.2, -3.9, -3.6, -3.3, -3.0, 2.8, 3.1, 3.4, 3.7), refits=3,
-        ),
+        )),
         (Codes(Plane(1, 256, shift=2), 256), _LOW_PAIRS, SixBitScales(), Half("d")),
-        _super_symmetric(-4), _SUB,
     ),
     GGUFGrid(
-        "Q4_K", 256, SuperAffine(32, 15, 63, _span_grid(-2.5, 0.6, 9)),
-        (Half("d"), Half("dmin"), SixBitPairs(), _NIBBLES_32), _super_affine, _SUB_MIN,
+        "Q4_K", 256, SuperScaleAndOffset(SuperAffine(32, 15, 63, _span_grid(-2.5, 0.6, 9))),
+        (Half("d"), Half("dmin"), SixBitPairs(), _NIBBLES_32),
     ),
     GGUFGrid(
-        "Q5_K", 256, SuperAffine(32, 31, 63, _span_grid(-3.0, 0.6, 9)),
+        "Q5_K", 256, SuperScaleAndOffset(SuperAffine(32, 31, 63, _span_grid(-3.0, 0.6, 9))),
         (
             Half("d"), Half("dmin"), SixBitPairs(),
             Codes(Plane(1, 256, shift=4), 256), _NIBBLES_32,
         ),
-        _super_affine, _SUB_MIN,
     ),
     GGUFGrid(
         "Q6_K", 256,
-        SuperSymmetric(
+        SuperScale(SuperSymmetric(
             16, -32, 31, -128, 127,
             (*np.arange(-33.5, -28.9, 0.5).tolist(), 29.5, 30.0, 30.5, 31.0, 31.5), refits=3,
-        ),
+        )),
         (Codes(Plane(4, 128), 256), Codes(Plane(2, 128, shift=4), 256), SignedBytes(), Half("d")),
-        _super_symmetric(-32), _SUB,
     ),
     GGUFGrid(
         "IQ4_NL", 32,
-        Symmetric(
+        Scale(Symmetric(
             32, 0, 0, (*np.arange(-145.0, -99.0, 6.0).tolist(), 100.0, 106.0, 112.0, 118.0, 124.0),
             table=True,
-        ),
-        (Half("d"), _NIBBLES_16), _symmetric(None), _D,
+        )),
+        (Half("d"), _NIBBLES_16),
     ),
     GGUFGrid(
         "IQ4_XS", 256,
-        SuperSymmetric(
+        SuperScale(SuperSymmetric(
             32, 0, 0, -32, 31,
             (*np.arange(-145.0, -99.0, 6.0).tolist(), 100.0, 106.0, 112.0, 118.0, 124.0),
             refits=2, table=True,
-        ),
-        (Half("d"), SplitSixBitScales(), Codes(Plane(4, 32), 256)), _super_symmetric(None), _SUB,
+        )),
+        (Half("d"), SplitSixBitScales(), Codes(Plane(4, 32), 256)),
     ),
 )  # fmt: skip
 

@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 
 from qconvert.formats.gguf.grids import GRIDS, GGUFGrid
+from qconvert.formats.integer import IntegerGrid
 from qconvert.kernels.fit import Body
 
 SEED = 7
+INTEGERS = [
+    IntegerGrid(bits, group, symmetric, scale)
+    for bits, group, symmetric, scale in [
+        (2, 32, False, "float16"), (3, 64, True, "bfloat16"), (4, 128, True, "float32"),
+        (4, 128, False, "bfloat16"), (4, 0, False, "float32"), (8, 0, True, "bfloat16"),
+        (8, 32, False, "float16"),
+    ]
+]  # fmt: skip
 
 
 def _matrix(rows: int, cols: int, seed: int = SEED) -> np.ndarray:
@@ -30,20 +39,27 @@ def _importance(cols: int) -> np.ndarray:
     return np.exp(np.random.default_rng(SEED).standard_normal(cols)).astype(np.float32)
 
 
-def _bytes(grid: GGUFGrid, x: np.ndarray, weight: np.ndarray | None, body: Body) -> bytes:
+def _bytes(
+    grid: GGUFGrid | IntegerGrid, x: np.ndarray, weight: np.ndarray | None, body: Body
+) -> bytes:
     return grid.pack(grid.quantize(x, weight, body=body)).tobytes()
 
 
-@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+every_grid = pytest.mark.parametrize(
+    "grid", [*GRIDS.values(), *INTEGERS], ids=lambda grid: grid.name
+)
+
+
+@every_grid
 @pytest.mark.parametrize("weighted", [False, True])
-def test_fast_equals_plain(grid: GGUFGrid, weighted: bool) -> None:
+def test_fast_equals_plain(grid: GGUFGrid | IntegerGrid, weighted: bool) -> None:
     x = _matrix(21, 512)
     weight = _importance(512) if weighted else None
     assert _bytes(grid, x, weight, "cpu") == _bytes(grid, x, weight, "plain")
 
 
-@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
-def test_threads_do_not_change_a_bit(grid: GGUFGrid) -> None:
+@every_grid
+def test_threads_do_not_change_a_bit(grid: GGUFGrid | IntegerGrid) -> None:
     x = _matrix(75, 256)
     one, three = (grid.quantize(x, threads=threads) for threads in (1, 3))
     assert grid.pack(one).tobytes() == grid.pack(three).tobytes()
@@ -54,6 +70,13 @@ def test_any_number_of_rows(rows: int) -> None:
     x = _matrix(33, 256)
     for grid in (GRIDS["Q4_0"], GRIDS["Q4_K"]):
         assert _bytes(grid, x[:rows], None, "cpu") == _bytes(grid, x[:rows], None, "plain")
+
+
+@pytest.mark.parametrize("cols", [1, 15, 16, 17, 100])
+def test_whole_rows_of_any_length(cols: int) -> None:
+    x = _matrix(19, 256)[:, :cols]
+    for grid in (grid for grid in INTEGERS if not grid.group):
+        assert _bytes(grid, x, None, "cpu") == _bytes(grid, x, None, "plain")
 
 
 def test_importance_counts_relative_to_its_mean() -> None:

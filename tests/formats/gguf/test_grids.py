@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qconvert.formats.gguf.grids import GRIDS, GGUFGrid, ScaleOverflow
+from qconvert.formats.grid import Lines
 from qconvert.formats.tensor import QuantizedTensor
 
 every_grid = pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
@@ -110,3 +111,99 @@ def test_a_block_worked_by_hand() -> None:
     packed = GRIDS["Q4_0"].pack(GRIDS["Q4_0"].quantize(w))
     nibbles = [0xF0, 0x8B] + [0x88] * 14
     assert packed.tobytes() == bytes([0x00, 0x3C, *nibbles])
+
+
+def _on_lines(grid: GGUFGrid, tensor: QuantizedTensor) -> np.ndarray:
+    """scale * level + offset, written out."""
+    lines = grid.lines(tensor)
+    rows, cols = tensor.shape
+    values = grid.levels[tensor.codes].reshape(rows, cols // grid.group, grid.group)
+    values = values * lines.scale[..., None]
+    return (values if lines.offset is None else values + lines.offset[..., None]).reshape(rows, -1)
+
+
+@every_grid
+@pytest.mark.parametrize("made", ["fitted", "any bytes"])
+def test_lines_are_what_decoding_uses(grid: GGUFGrid, made: str) -> None:
+    tensor = grid.quantize(_normal(40, 512))
+    if made == "any bytes":
+        rng = np.random.default_rng(4)
+        packed = rng.integers(0, 256, (40, grid.row_bytes(512)), dtype=np.uint8)
+        tensor = grid.unpack(packed, 512)
+    with np.errstate(all="ignore"):
+        decoded, ours = grid.decode(tensor), _on_lines(grid, tensor)
+        offset = grid.lines(tensor).offset
+    finite = np.isfinite(decoded)
+    assert decoded[finite].tobytes() == ours[finite].tobytes()
+    assert grid.block % grid.group == 0
+    assert (offset is not None) == grid.has_offset
+    assert (np.diff(grid.levels) > 0).all()
+    assert tensor.codes.max() < len(grid.levels)
+
+
+@every_grid
+def test_what_was_fitted_is_placed_where_it_is(grid: GGUFGrid) -> None:
+    """Every bit of the parameters that matters is found again, and every code."""
+    w = _normal(40, 512)
+    w[3, :64], w[4], w[5] = 0, np.abs(w[4]), w[5] * np.float32(1e-3)
+    tensor = grid.quantize(w)
+    again = grid.place(w, grid.lines(tensor))
+    ours, theirs = grid.lines(again), grid.lines(tensor)
+    assert np.array_equal(ours.scale, theirs.scale)
+    assert theirs.offset is None or np.array_equal(ours.offset, theirs.offset)
+    assert np.array_equal(grid.decode(again), grid.decode(tensor))
+
+
+@every_grid
+def test_wanted_lines_are_placed_as_near_as_the_file_can(grid: GGUFGrid) -> None:
+    """Against the obvious rounding: the largest of a super-block on the largest whole number."""
+    rng = np.random.default_rng(8)
+    w = _normal(64, 512)
+    groups = (64, 512 // grid.group)
+    scale = np.exp(rng.standard_normal(groups) / 3).astype(np.float32) / 100
+    offset = -np.exp(rng.standard_normal(groups) / 3).astype(np.float32) / 10
+    found = grid.lines(grid.place(w, Lines(scale, offset if grid.has_offset else None)))
+
+    def obvious(wanted: np.ndarray, most: int) -> np.ndarray:
+        v = wanted.reshape(64, -1, grid.block // grid.group)
+        d = (v.max(-1, keepdims=True) / most).astype(np.float16).astype(np.float32)
+        whole = np.rint(v / d) if v.shape[-1] > 1 else most
+        return (d * whole).reshape(wanted.shape)
+
+    most = {"Q2_K": 15, "Q3_K": 31, "IQ4_XS": 31, "Q6_K": 127}.get(grid.name, 63)
+    most = most if grid.block == 256 else 1
+    factor = {"Q2_K": 0.88}.get(grid.name, 0.75) if grid.block == 256 else 1
+    pairs = [(found.scale, scale)]
+    if found.offset is not None:
+        pairs.append((-found.offset, -offset))
+    for ours, wanted in pairs:
+        left = np.square(ours - wanted).sum()
+        assert left <= factor * np.square(obvious(wanted, most) - wanted).sum()
+
+
+@pytest.mark.parametrize("name", ["Q2_K", "Q4_K", "Q5_K"])
+def test_an_offset_above_zero_becomes_zero_and_the_upper_end_stays(name: str) -> None:
+    grid = GRIDS[name]
+    w = np.random.default_rng(2).uniform(1, 2, (4, 256)).astype(np.float32)
+    top = grid.levels[-1]
+    groups = (4, 256 // grid.group)
+    lines = Lines(np.full(groups, 1 / top, np.float32), np.full(groups, 1, np.float32))
+    found = grid.lines(grid.place(w, lines))
+    assert found.offset is not None
+    assert not found.offset.any()
+    assert np.allclose(found.scale * top, 2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q4_K", "Q6_K"])
+def test_lines_beyond_the_scale_are_refused(name: str) -> None:
+    grid = GRIDS[name]
+    far = np.full((1, 256 // grid.group), 1e9, np.float32)
+    with pytest.raises(ScaleOverflow):
+        grid.place(_normal(1, 256), Lines(far, -far if grid.has_offset else None))
+
+
+def test_placing_does_not_depend_on_threads() -> None:
+    w = _normal(700, 512)
+    for grid in (GRIDS["Q4_K"], GRIDS["IQ4_NL"]):
+        lines = grid.lines(grid.quantize(w))
+        assert _equal(grid.place(w, lines, threads=1), grid.place(w, lines, threads=3))
