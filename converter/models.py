@@ -57,6 +57,7 @@ class Family:
     aliases: Mapping[str, str] = field(default_factory=dict)  # usual name -> this family's name
     ignored: tuple[str, ...] = ()  # patterns of stored names that hold no weights
     norm_offset: float = 0.0  # a norm multiplies by its weight plus this
+    qkv_by_head: bool = False  # rows of attn_qkv: q, k, v of the first head, then of the next
 
     def expected(self, config: Mapping[str, Any], *, head: bool) -> Iterator[Expected]:
         """Every tensor in the order of computation; `head` says whether one is stored."""
@@ -289,6 +290,7 @@ FAMILIES: dict[str, Family] = {
             "layers.*.attention.bias",  # the causal mask
             "layers.*.attention.masked_bias",
         ),
+        qkv_by_head=True,
     ),
     "gpt2": Family(
         "transformer.",

@@ -1,0 +1,51 @@
+"""The quadratic form that output errors are measured in: damped, factored, compared."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from qconvert.formats.refusal import refuse
+from qconvert.formats.tensor import QuantizedTensor
+from qconvert.algorithms.slots import Task
+
+DEAD = 1e-12
+"""A channel whose mean square is below this share of the mean is dead: nothing can be learned of
+it, and the damping alone decides how it is rounded."""
+
+
+def damped(second: torch.Tensor, damping: float) -> torch.Tensor:
+    """H + damping * mean(diag H) on the diagonal, float64 [cols, cols]. All zero: the identity."""
+    wide = second.double()
+    mean = wide.diagonal().mean()
+    if not mean > 0:
+        return torch.eye(len(wide), dtype=torch.float64, device=wide.device)
+    wide = wide.clone()
+    wide.diagonal().add_(damping * mean)
+    return wide
+
+
+def factor(damped_moments: torch.Tensor, name: str) -> torch.Tensor:
+    """Upper triangular U with H^-1 = U'U, float32; `Refused`, naming the tensor, when H does not
+    factor."""
+    lower, failed = torch.linalg.cholesky_ex(damped_moments)
+    if not int(failed):
+        inverse = torch.cholesky_inverse(lower)
+        upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+        if not int(failed):
+            return upper.float()
+    raise refuse(
+        f"{name}: the second moments of its input do not factor, even damped",
+        "give more calibration text (--calib-rows), or use --method rtn",
+    )
+
+
+def output_error(values: torch.Tensor, task: Task, second: torch.Tensor) -> float:
+    """Mean over tokens of |(w - values) x|^2, with the second moments of any set of rows."""
+    off = task.w - values
+    return float(((off @ second) * off).double().sum())
+
+
+def decoded(task: Task, tensor: QuantizedTensor) -> torch.Tensor:
+    """The values that the file stands for, on the device of the task."""
+    return torch.from_numpy(np.ascontiguousarray(task.grid.decode(tensor))).to(task.w.device)
