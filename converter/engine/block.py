@@ -1,0 +1,56 @@
+"""The float tensors of one block, as algorithms see them: by role, in one orientation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+Key = tuple[str, str]  # (role, part): ("attn_q", "weight")
+
+READS: Mapping[str, str] = {
+    "attn_q": "attn_in", "attn_k": "attn_in", "attn_v": "attn_in", "attn_qkv": "attn_in",
+    "attn_o": "attn_mid",
+    "ffn_gate": "ffn_in", "ffn_up": "ffn_in", "ffn_gate_up": "ffn_in",
+    "ffn_down": "ffn_mid",
+}  # fmt: skip
+"""The input that each linear of a block reads. Linears of one input share its statistics."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Float32 tensors of block `index` on one device: matrices [out, in], vectors [n]."""
+
+    index: int
+    tensors: Mapping[Key, torch.Tensor]
+
+    def weight(self, role: str) -> torch.Tensor:
+        return self.tensors[role, "weight"]
+
+    def bias(self, role: str) -> torch.Tensor | None:
+        return self.tensors.get((role, "bias"))
+
+    def has(self, role: str) -> bool:
+        return (role, "weight") in self.tensors
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """Roles of the linears, in the order of computation."""
+        return tuple(role for role in READS if self.has(role))
+
+    @property
+    def inputs(self) -> Mapping[str, int]:
+        """The distinct inputs, by name, and their channels."""
+        return {READS[role]: self.weight(role).shape[1] for role in self.linears}
+
+    def readers(self, name: str) -> tuple[str, ...]:
+        """The linears that read the input `name`."""
+        return tuple(role for role in self.linears if READS[role] == name)
+
+    def changed(self, tensors: Mapping[Key, torch.Tensor]) -> Block:
+        """The same block with some tensors replaced; every one of them must exist."""
+        unknown = set(tensors) - set(self.tensors)
+        if unknown:
+            raise KeyError(f"block {self.index} has no {sorted(unknown)}")
+        return Block(self.index, {**self.tensors, **tensors})

@@ -1,0 +1,196 @@
+"""The loop: for each block, see what reaches its linears, quantize it, pass the rows through it.
+
+    rows -> observe -> transform -> fit and round -> a finished part of the work folder
+      ^                                                   |
+      +------------- through the quantized block <--------+
+
+A block that is finished is never computed again: after a crash, or when a damaged part was deleted,
+rows are passed through the finished blocks until the first that is missing, and on from there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qconvert.algorithms.registry import transforms
+from qconvert.algorithms.slots import Setting
+from qconvert.engine.block import READS, Block
+from qconvert.engine.moments import Observed
+from qconvert.engine.observe import held_rows, input_records, observe
+from qconvert.engine.outer import write_outer
+from qconvert.engine.parts import Stored
+from qconvert.engine.record import BlockRecord
+from qconvert.engine.rows import open_rows, written
+from qconvert.engine.skeleton import read_block, skeleton
+from qconvert.engine.solve import Solved, solve
+from qconvert.engine.stream import Stream, Workers, workers
+from qconvert.engine.work import Work
+from qconvert.formats.grid import Grid
+from qconvert.formats.source import Source
+from qconvert.formats.target import Plan
+from qconvert.progress import BlockProgress
+from qconvert.recipe import GLOBAL, Recipe
+from qconvert.resources import peak_resident_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """One calibrated conversion of `source`, the model with its global transforms."""
+
+    source: Source
+    plan: Plan
+    recipe: Recipe
+    setting: Setting
+    device: torch.device
+    tokens: NDArray[np.int32]  # [rows, length]
+    work: Work
+    told: BlockProgress
+
+    @property
+    def blocks(self) -> int:
+        return 1 + max(t.block for t in self.source.tensors if t.block is not None)
+
+    def run(self) -> tuple[tuple[BlockRecord, ...], int]:
+        """Finish every part that is missing; the records of all blocks, and how many blocks were
+        there already."""
+        found = [index for index in range(self.blocks) if self.work.valid(index)]
+        missing = [index for index in range(self.blocks) if index not in found]
+        self.told("starting", len(found), self.blocks, None)
+        unchanged = not set(self.recipe.transforms) & set(GLOBAL)
+        threads = self.setting.threads
+        write_outer(self.work, self.source, self.plan, threads, unchanged=unchanged)
+        if missing:
+            with workers(self.setting.threads, self.device) as pool:
+                self._run(missing, len(found), pool)
+        return tuple(self.work.record(index) for index in range(self.blocks)), len(found)
+
+    def _run(self, missing: list[int], done: int, pool: Workers) -> None:
+        bones = skeleton(self.source, self.device)
+        hidden, calls = bones.embed(self.tokens)
+        stream = Stream(bones, calls, pool)
+        first, rows = self._latest(missing[0], hidden)
+        del hidden
+        for index in range(first, missing[-1] + 1):
+            self.told(f"block {index}: reading", done, self.blocks, None)
+            block = read_block(self.source, index, self.device)
+            if index in missing:
+                quantized = self._quantize(block, rows, stream, done)
+                done += 1
+            else:
+                quantized = self._finished(block)
+            if index < missing[-1]:
+                self.told(f"block {index}: passing on", done, self.blocks, None)
+                rows = self._pass_on(stream, quantized, rows)
+        self.work.retire_rows(self.blocks)
+
+    def _latest(self, missing: int, hidden: torch.Tensor) -> tuple[int, torch.Tensor]:
+        """The last block not after `missing` whose incoming rows are kept, and these rows."""
+        shape = (*self.tokens.shape, hidden.shape[-1])
+        for index in range(missing, 0, -1):
+            rows = open_rows(self.work.rows(index, "quant"), shape)
+            if rows is not None:
+                return index, rows
+        return 0, hidden
+
+    def _pass_on(self, stream: Stream, block: Block, rows: torch.Tensor) -> torch.Tensor:
+        """The rows that enter the next block, kept in a file; those before them are dropped."""
+        path = self.work.rows(block.index + 1, "quant")
+        shape = (rows.shape[0], rows.shape[1], rows.shape[2])
+        with written(path, shape) as out:
+            stream.forward(block, rows, out)
+        self.work.retire_rows(block.index + 1)
+        found = open_rows(path, shape)
+        assert found is not None
+        return found
+
+    def _finished(self, block: Block) -> Block:
+        """The block as an earlier run has left it."""
+        stored = self.work.read_block(block.index)
+        changed = {}
+        for tensor in self.source.tensors:
+            if tensor.block != block.index:
+                continue
+            if tensor.name in stored.quantized:
+                codes = stored.quantized[tensor.name]
+                values = self.work.grids[codes.grid].decode(codes)
+            else:
+                values = stored.floats[tensor.name]
+            changed[tensor.role, tensor.part] = torch.from_numpy(values).to(self.device)
+        return block.changed(changed)
+
+    def _quantize(self, block: Block, rows: torch.Tensor, stream: Stream, done: int) -> Block:
+        """Optimise one block and finish its part; the block as it was stored."""
+        begin = time.perf_counter()
+        grids = self._grids(block.index)
+        self.told(f"block {block.index}: calibrating", done, self.blocks, None)
+        inputs = observe(stream, block, rows, held_rows(len(rows)))
+        records = input_records(inputs, channels=block.index == 0)
+        block, inputs = self._transformed(block, inputs, grids)
+        self.told(f"block {block.index}: optimising", done, self.blocks, None)
+        solved = list(self._solved(block, inputs, grids))
+        finished = block.changed({(one.role, "weight"): one.values for one in solved})
+        record = BlockRecord(
+            block.index,
+            tuple(one.record for one in solved),
+            records,
+            time.perf_counter() - begin,
+            peak_resident_bytes(),
+        )
+        self.work.write_block(block.index, self._stored(finished, solved), record)
+        self.told(f"block {block.index}: done", done + 1, self.blocks, record)
+        return finished
+
+    def _transformed(
+        self, block: Block, inputs: Mapping[str, Observed], grids: Mapping[str, Grid]
+    ) -> tuple[Block, Mapping[str, Observed]]:
+        known = transforms()
+        for name in self.recipe.transforms:
+            block, changes = known[name].block(self.source, block, inputs, grids, self.setting)
+            inputs = {
+                key: seen.after(changes[key]) if key in changes else seen
+                for key, seen in inputs.items()
+            }
+        return block, inputs
+
+    def _solved(
+        self, block: Block, inputs: Mapping[str, Observed], grids: Mapping[str, Grid]
+    ) -> Iterator[Solved]:
+        for role in block.linears:
+            if role in grids:
+                name = self._name(block.index, role)
+                seen = inputs[READS[role]]
+                yield solve(
+                    name, role, block.weight(role), seen, grids[role], self.recipe, self.setting
+                )
+
+    def _stored(self, block: Block, solved: list[Solved]) -> Stored:
+        quantized = {one.record.name: one.tensor for one in solved}
+        floats = {
+            tensor.name: block.tensors[tensor.role, tensor.part].cpu().numpy()
+            for tensor in self.source.tensors
+            if tensor.block == block.index and tensor.name not in quantized
+        }
+        return Stored(quantized, floats)
+
+    def _grids(self, index: int) -> dict[str, Grid]:
+        """By role, of the linears of a block that do not stay float."""
+        return {
+            one.source.role: one.grid
+            for one in self.plan.tensors
+            if one.source is not None and one.source.block == index and one.grid is not None
+        }
+
+    def _name(self, index: int, role: str) -> str:
+        return next(
+            tensor.name
+            for tensor in self.source.tensors
+            if (tensor.block, tensor.role, tensor.part) == (index, role, "weight")
+        )
+
+

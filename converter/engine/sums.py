@@ -1,0 +1,66 @@
+"""Moments of an input, summed wave by wave: the same bits for any number of threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from qconvert.engine.moments import Moments
+from qconvert.engine.stream import Workers
+from qconvert.formats.refusal import refuse
+
+PANEL = 256
+"""Columns of a matrix of second moments that one task sums."""
+
+
+@dataclass(slots=True)
+class Sums:
+    """Running sums over the tokens of one input of `cols` channels."""
+
+    cols: int
+    device: torch.device
+    tokens: int = 0
+    _second: torch.Tensor = field(init=False)
+    _vectors: dict[str, torch.Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._second = torch.zeros((self.cols, self.cols), device=self.device)
+        self._vectors = {
+            name: torch.zeros(self.cols, device=self.device)
+            for name in ("mean", "mean_abs", "fourth")
+        }
+        huge = torch.full((self.cols,), torch.inf, device=self.device)
+        self._vectors |= {"lowest": huge, "highest": -huge}
+
+    def add(self, x: torch.Tensor, pool: Workers) -> None:
+        """Add tokens x [n, cols]."""
+        self.tokens += len(x)
+        v = self._vectors
+        square = x.square()
+        v["mean"] += x.sum(0)
+        v["mean_abs"] += x.abs().sum(0)
+        v["fourth"] += square.square_().sum(0)
+        v["lowest"] = torch.minimum(v["lowest"], x.amin(0))
+        v["highest"] = torch.maximum(v["highest"], x.amax(0))
+
+        def upper(start: int) -> None:
+            stop = start + PANEL
+            self._second[:stop, start:stop] += x[:, :stop].t() @ x[:, start:stop]
+
+        pool.map(upper, range(0, self.cols, PANEL))
+
+    def moments(self, place: str) -> Moments:
+        """The means; `Refused`, naming `place`, when a value was not finite."""
+        v = self._vectors
+        if not all(bool(torch.isfinite(values).all()) for values in v.values()):
+            raise refuse(
+                f"activations are not finite at {place}",
+                "the checkpoint overflows in float32 on this text: check it with the source model,"
+                " or choose another text with --calib",
+            )
+        n = self.tokens
+        upper = self._second.triu()
+        second = (upper + upper.t() - torch.diag(upper.diagonal())) / n
+        mean, mean_abs, fourth = v["mean"] / n, v["mean_abs"] / n, v["fourth"] / n
+        return Moments(n, second, mean, mean_abs, fourth, v["lowest"], v["highest"])
