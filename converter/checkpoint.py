@@ -59,7 +59,7 @@ class Checkpoint:
         else:
             row = entry.nbytes // tensor.shape[0]
             raw = _read(entry, start * row, stop * row).reshape(stop - start, *tensor.shape[1:])
-        values = _float32(raw, tensor.dtype)
+        values = as_float32(raw, tensor.dtype)
         _check_finite(values, tensor)
         return values
 
@@ -257,7 +257,8 @@ def _read(entry: Entry, start: int, stop: int) -> NDArray[Any]:
     return _bytes(entry, start, stop).view(FLOATS[entry.dtype])
 
 
-def _float32(raw: NDArray[Any], dtype: Dtype) -> NDArray[np.float32]:
+def as_float32(raw: NDArray[Any], dtype: Dtype) -> NDArray[np.float32]:
+    """The values of `raw`, stored as `dtype`; bfloat16 comes as uint16 bits."""
     if dtype == "BF16":
         wide = raw.astype(np.uint32)
         np.left_shift(wide, 16, out=wide)

@@ -1,4 +1,5 @@
-"""The command line: `qconvert MODEL --to TARGET --bits N`, and inspect, check, bench, targets.
+"""The command line: `qconvert MODEL --to TARGET --bits N`, and inspect, check, bench,
+targets, methods.
 
 Only this module sees all four rooms. Everything heavy is imported by the command that needs it.
 """
@@ -18,18 +19,21 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from qconvert import __version__
+from qconvert.asked import Asked
+from qconvert.convert_options import convert_options
+from qconvert.deliver import can_report, deliver, write_report_folder
 from qconvert.errors import FAILED, OK, explain, terminate
 from qconvert.formats.refusal import MissingRuntime, refuse
-from qconvert.manual import HELP
+from qconvert.manual import CONVERT, HELP
 from qconvert.options import (
     ByDefault,
+    Grouped,
     bench_options,
     check_options,
-    convert_options,
     folder_or_file,
     json_option,
 )
-from qconvert.progress import bar
+from qconvert.progress import bar, bars
 
 if TYPE_CHECKING:
     from qconvert.checkpoint import Checkpoint
@@ -49,7 +53,7 @@ def cli(context: click.Context, debug: bool) -> None:
     context.ensure_object(dict)["debug"] = debug
 
 
-@cli.command("convert", short_help="Write MODEL in another format.")
+@cli.command("convert", cls=Grouped, short_help="Write MODEL in another format.", help=CONVERT)
 @convert_options
 def convert_command(
     model: Path,
@@ -61,37 +65,36 @@ def convert_command(
     plan_only: bool,
     force: bool,
     threads: int,
+    report_folder: Path | None,
     report: str | None,
+    **asked: Any,
 ) -> None:
-    """Write MODEL, a Hugging Face folder, in the format TARGET. The word `convert` may be left out.
-
-    \b
-      qconvert MODEL --to gguf --bits 4
-      qconvert MODEL --to gguf --type Q5_K_M --out out/model.gguf --split-size 2GB
-      qconvert MODEL --to gguf --bits 4 --plan --json -
-
-    Everything that cannot work is found before a weight is read, and told at once.
-    """
-    from qconvert import facts, pipeline, render
+    from qconvert import facts, pipeline, render, render_layers
     from qconvert.formats.target import targets
 
     if target is None:
         known = ", ".join(sorted(targets()))
         raise refuse("the format to write is missing", f"add --to TARGET, one of: {known}")
+    wanted: Any = {
+        "bits": bits, "type": type_, "out": out, "split_bytes": split_size,
+        "threads": threads, "asked": Asked(**asked),
+    }  # fmt: skip
     if plan_only:
-        job, cost = pipeline.plan(
-            model, target, bits=bits, type=type_, out=out, split_bytes=split_size, threads=threads
-        )
+        if report_folder is not None:
+            raise refuse("--plan has nothing to report", "leave out --plan or --report")
+        job, cost = pipeline.plan(model, target, **wanted)
         result = facts.of_plan(job, cost, pipeline.obstacles(job, force=force))
         deliver(result, report, *render.plan_tables(result))
         return
-    with bar() as progress:
+    can_report(report_folder, force=force)
+    with bars() as (progress, blocks):
         done = pipeline.convert(
-            model, target, bits=bits, type=type_, out=out, split_bytes=split_size,
-            threads=threads, force=force, progress=progress,
-        )  # fmt: skip
+            model, target, force=force, progress=progress, blocks=blocks, **wanted
+        )
     result = facts.of_conversion(done, threads)
-    deliver(result, report, *render.conversion_tables(result))
+    write_report_folder(report_folder, result, done)
+    tables = *render.conversion_tables(result), *render_layers.layer_tables(result)
+    deliver(result, report, *tables)
 
 
 @cli.command("inspect", short_help="What a file, or a model folder, holds.")
@@ -206,14 +209,20 @@ def targets_command(report: str | None) -> None:
     deliver(result, report, *render.target_tables(result))
 
 
-def deliver(result: Any, report: str | None, *tables: Any) -> None:
-    """Show `tables`, or `result` as JSON alone when `report` is "-"; also write it to a file."""
-    from qconvert import facts, render
+@cli.command("methods", short_help="The methods, and the algorithms that they are made of.")
+@json_option
+def methods_command(report: str | None) -> None:
+    """List the named methods with what they cost, and the algorithms of each slot of a recipe.
 
-    if report is not None:
-        facts.write_report(result, report)
-    if report != "-":
-        render.show(*tables)
+    \b
+      qconvert methods
+      qconvert MODEL --to gguf --bits 4 --method awq+gptq
+    """
+    from qconvert import facts, render
+    from qconvert.methods import NAMED, algorithms
+
+    result = facts.of_methods(NAMED, algorithms())
+    deliver(result, report, *render.method_tables(result))
 
 
 def recognised(path: Path) -> Target | None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from qconvert import __version__
 from qconvert.formats.refusal import Reason, refuse
+from qconvert.layer_report import of_calibrated
 from qconvert.models import pattern
 from qconvert.resources import free_bytes
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from qconvert.estimate import Estimate
     from qconvert.formats.source import Source
     from qconvert.formats.target import OutputTensor, Target
+    from qconvert.methods import Algorithm, Named
     from qconvert.pipeline import Conversion, Job
 
 SHOWN_VALUES = 4  # of a long list in the metadata
@@ -154,6 +156,7 @@ def of_plan(job: Job, cost: Estimate, obstacles: Sequence[Reason] = ()) -> dict[
 def of_conversion(done: Conversion, threads: int) -> dict[str, Any]:
     """What a conversion has written, and what it took."""
     plan = done.plan
+    text = None if done.calibrated is None else done.calibrated.calibration
     read = sum(tensor.source.nbytes for tensor in plan.tensors if tensor.source)
     return {
         "qconvert": __version__,
@@ -163,11 +166,12 @@ def of_conversion(done: Conversion, threads: int) -> dict[str, Any]:
         "files": [{"path": str(file), "bytes": file.stat().st_size} for file in done.files],
         "bytes": done.nbytes,
         **_stored([_row(tensor) for tensor in plan.tensors], each=False),
-        "notes": list(plan.notes),
+        "notes": [*plan.notes, *(text.notes if text else ())],
         "seconds": done.seconds,
         "source_bytes": read,
         "peak_memory_bytes": done.peak_bytes,
         "threads": threads,
+        "calibrated": None if done.calibrated is None else of_calibrated(done.calibrated),
     }
 
 
@@ -225,6 +229,14 @@ def of_targets(
         }
         for target in targets.values()
     ]
+
+
+def of_methods(named: Sequence[Named], algorithms: Iterable[Algorithm]) -> dict[str, Any]:
+    """The named methods, and what fills the slots of a recipe."""
+    return {
+        "methods": [asdict(one) for one in named],
+        "algorithms": [asdict(one) for one in algorithms],
+    }
 
 
 def shortened(value: Any) -> Any:

@@ -20,15 +20,14 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.checkpoint import Checkpoint
 from qconvert.estimate import chunk_rows
-from qconvert.formats.source import SourceTensor
+from qconvert.formats.source import Source, SourceTensor
 from qconvert.models import FAMILIES, dimensions
 
 Moments = NDArray[np.float32]
 
 
-def importance(source: Checkpoint, tensor: SourceTensor) -> Moments | None:
+def importance(source: Source, tensor: SourceTensor) -> Moments | None:
     """Expected second moment of each input column of `tensor`, [cols], or None when all count
     alike. Reads the linears before it, a chunk of rows at a time."""
     if tensor.part != "weight" or tensor.block is None:
@@ -46,7 +45,7 @@ def importance(source: Checkpoint, tensor: SourceTensor) -> Moments | None:
 
 
 def _moments(
-    source: Checkpoint,
+    source: Source,
     mates: Mapping[tuple[str, str], SourceTensor],
     role: str,
     norm_role: str,
@@ -63,7 +62,7 @@ def _moments(
     return found if bias is None else found + np.square(source.rows(bias, 0, 1))
 
 
-def _per_query_head(values: Moments, source: Checkpoint) -> Moments:
+def _per_query_head(values: Moments, source: Source) -> Moments:
     """Of each key-value head's channels, once for every query head that reads them."""
     sizes = dimensions(source.config)
     by_head = values.reshape(-1, sizes["head"])

@@ -18,6 +18,38 @@ PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
 Command = Callable[..., Any]
 
 
+GROUPS = {
+    "Output": ("target", "bits", "type_", "out", "split_size", "plan_only", "force"),
+    "Method": ("method", "effort", "seed", "device", "threads"),
+    "Calibration": ("calib", "calib_rows", "calib_length", "calib_chat"),
+    "Work folder": ("work", "keep_work", "resume"),
+    "Report": ("report_folder", "report"),
+}
+"""The sections that help texts show the options of a conversion in."""
+
+
+def write_groups(ctx: click.Context, formatter: click.HelpFormatter, suffix: str = "") -> None:
+    """The options of the command of `ctx` by `GROUPS`; those that are in none come last."""
+    records = {
+        one.name: record
+        for one in ctx.command.get_params(ctx)
+        if isinstance(one, click.Option) and (record := one.get_help_record(ctx)) is not None
+    }
+    for title, names in GROUPS.items():
+        with formatter.section(title + suffix):
+            formatter.write_dl([records.pop(name) for name in names])
+    if not suffix:
+        with formatter.section("Other"):
+            formatter.write_dl(list(records.values()))
+
+
+class Grouped(click.Command):
+    """A command whose help shows its options by `GROUPS`."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        write_groups(ctx, formatter)
+
+
 class ByDefault(click.Group):
     """A group whose first word need not be a command: anything else belongs to `convert`."""
 
@@ -32,11 +64,9 @@ class ByDefault(click.Group):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_options(ctx, formatter)
-        inner = click.Context(self.commands[self.default], info_name=self.default, parent=ctx)
-        options = [one for one in inner.command.params if isinstance(one, click.Option)]
-        records = [option.get_help_record(inner) for option in options]
-        with formatter.section("Options of a conversion"):
-            formatter.write_dl([record for record in records if record is not None])
+        command = self.commands[self.default]
+        inner = click.Context(command, info_name=self.default, parent=ctx)
+        write_groups(inner, formatter, suffix=" of a conversion")
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [name for name in self.commands if name != self.default]
@@ -50,15 +80,15 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * PREFIXES[match[2]])
 
 
-def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+def read_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     try:
         return None if value is None else parse_size(value)
     except ValueError as error:
         raise click.BadParameter(str(error), ctx, param) from None
 
 
-def _report(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Refuse a report that could not be written before the work is done, not after."""
+def report_file(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Refuse a file that could not be written before the work is done, not after."""
     if value not in (None, "-") and not Path(str(value)).absolute().parent.is_dir():
         raise refuse(
             f"cannot write the report {value}: there is no folder {Path(str(value)).parent}",
@@ -74,7 +104,7 @@ def folder_or_file(name: str) -> Command:
 
 def json_option(command: Command) -> Command:
     return click.option(
-        "--json", "report", metavar="FILE", callback=_report,
+        "--json", "report", metavar="FILE", callback=report_file,
         help="Also write the result as JSON. A single - prints it on standard output, alone.",
     )(command)  # fmt: skip
 
@@ -91,32 +121,6 @@ def cores_option(command: Command) -> Command:
         "--threads", type=click.IntRange(min=1), metavar="N",
         help="Threads of the runtime. Default: the physical cores.",
     )(command)  # fmt: skip
-
-
-def convert_options(command: Command) -> Command:
-    """What `qconvert MODEL` takes."""
-    options = (
-        folder_or_file("model"),
-        click.option("--to", "target", metavar="TARGET",
-                     help="Format to write; `qconvert targets` lists them."),
-        click.option("--bits", type=int, metavar="N",
-                     help="Bits per weight, roughly: picks the type that users of the target"
-                     " expect (for gguf, 4 means Q4_K_M)."),
-        click.option("--type", "type_", metavar="TYPE",
-                     help="A type of the target by name, instead of --bits: Q4_K_M, Q8_0, BF16."),
-        click.option("--out", type=click.Path(path_type=Path), metavar="PATH",
-                     help="Where to write. Default: a name made of model and type, here."),
-        click.option("--split-size", callback=_size, metavar="SIZE",
-                     help="Write several files of at most SIZE: 2GB, 500MB, 1.5GiB."),
-        click.option("--plan", "plan_only", is_flag=True,
-                     help="Print what would be written, and what it costs; read no weight."),
-        click.option("--force", is_flag=True, help="Replace an output that exists."),
-        threads_option,
-        json_option,
-    )  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 def runtime_options(command: Command) -> Command:

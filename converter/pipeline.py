@@ -4,37 +4,46 @@ from __future__ import annotations
 
 import errno
 import math
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from qconvert.asked import Asked, Calibrated
 from qconvert.checkpoint import Checkpoint, open_checkpoint
+from qconvert.codes import Codes, Fitted, Kept, joined
+from qconvert.engine.bundle import Bundle, open_bundle, recognises
 from qconvert.estimate import Estimate, chunk_rows, estimate
-from qconvert.formats.grid import ScaleOverflow
 from qconvert.formats.refusal import Reason, Refused, collecting, raise_if_any, refuse
+from qconvert.formats.source import Source
 from qconvert.formats.target import OutputTensor, Plan, Request, Sink, Target, target_named
-from qconvert.formats.tensor import QuantizedTensor
-from qconvert.importance import importance
-from qconvert.progress import Progress, silent
+from qconvert.progress import BlockProgress, Progress, silent, silent_blocks
+from qconvert.recipe import Recipe, parse, usual
 from qconvert.resources import output_problems, peak_resident_bytes, usable_cores
 
 StrPath = str | PathLike[str]
+DEFAULT = Asked()
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """A conversion that nothing is known to forbid; no weight has been read."""
 
-    source: Checkpoint
+    source: Source  # a checkpoint, perhaps with global transforms, or a bundle
+    codes: Codes  # where the quantized tensors come from
     target: Target
     plan: Plan
     path: Path
     files: tuple[Path, ...]  # more than one when the output is split
+    inputs: tuple[Path, ...]  # what is read, and must not be written over
+    recipe: Recipe | None = None  # None: the codes exist already
+    checkpoint: Checkpoint | None = None  # the model as it is on disk; None of a bundle
+
+    @property
+    def calibrated(self) -> bool:
+        return self.recipe is not None and self.recipe.calibrated
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,7 @@ class Conversion:
     peak_bytes: int  # largest resident size of this process, ever
     types: Mapping[str, Tally]  # stored type -> how much is in it
     plan: Plan
+    calibrated: Calibrated | None = None  # None: every weight was fitted by itself
 
     @property
     def bits_per_weight(self) -> float:
@@ -74,23 +84,80 @@ def prepare(
     type: str | None = None,
     out: StrPath | None = None,
     split_bytes: int | None = None,
+    asked: Asked = DEFAULT,
 ) -> Job:
-    """Decide everything about a conversion from headers alone; `Refused` with all reasons."""
+    """Decide everything about a conversion from headers alone; `Refused` with all reasons.
+
+    `model` is a model folder, or a finished work folder, whose codes are then written as they are.
+    """
     reasons: list[Reason] = []
-    target, source = None, None
+    target, source, recipe = None, None, None
     with collecting(reasons):
         target = target_named(to)
     with collecting(reasons):
-        source = open_checkpoint(Path(model))
+        path = Path(model)
+        source = open_bundle(path) if recognises(path) else open_checkpoint(path)
+    with collecting(reasons):
+        recipe = None if asked.method is None else parse(asked.method)
     raise_if_any(reasons)
     assert target is not None
     assert source is not None
-    plan = target.plan(source, Request(bits, type, split_bytes))
-    plan = replace(plan, notes=(*source.notes, *plan.notes))
+    request = Request(bits, type, split_bytes)
+    if isinstance(source, Bundle):
+        return job_of_bundle(source, target, request, out)
+    return _job_of_checkpoint(source, target, request, out, recipe, asked)
+
+
+def job_of_bundle(
+    bundle: Bundle, target: Target, request: Request, out: StrPath | None = None
+) -> Job:
+    """Write the codes of a finished work folder as they are."""
+    codes = Kept(bundle)
+    plan = target.plan(bundle, codes.usual(request, target.name))
+    raise_if_any(codes.problems(plan))
+    plan = replace(plan, notes=(*bundle.notes, *plan.notes, *codes.notes(plan)))
+    path, files = _placed(target, plan, out)
+    return Job(bundle, codes, target, plan, path, files, bundle.files)
+
+
+def _job_of_checkpoint(
+    checkpoint: Checkpoint,
+    target: Target,
+    request: Request,
+    out: StrPath | None,
+    recipe: Recipe | None,
+    asked: Asked,
+) -> Job:
+    plan = target.plan(checkpoint, request)
+    recipe = usual(plan) if recipe is None else recipe
+    source, notes = _with_transforms(checkpoint, recipe, asked)
+    if source is not checkpoint:
+        plan = target.plan(source, request)
+    plan = replace(plan, notes=(*checkpoint.notes, *notes, *plan.notes))
+    path, files = _placed(target, plan, out)
+    codes = Fitted(source, recipe.fit)
+    return Job(source, codes, target, plan, path, files, checkpoint.files, recipe, checkpoint)
+
+
+def _with_transforms(
+    checkpoint: Checkpoint, recipe: Recipe, asked: Asked
+) -> tuple[Source, tuple[str, ...]]:
+    """The model as it is quantized, and what a user should know of it."""
+    if not recipe.transforms:
+        return checkpoint, ()
+    from qconvert.calibrate import transformed
+
+    return transformed(checkpoint, recipe, asked)
+
+
+def _placed(
+    target: Target, plan: Plan, out: StrPath | None
+) -> tuple[Path, tuple[Path, ...]]:
+    """Where the output goes: its name, and its files."""
     path = Path(plan.default_name) if out is None else Path(out)
     if path.is_dir():
         path = path / plan.default_name
-    return Job(source, target, plan, path, target.outputs(plan, path))
+    return path, target.outputs(plan, path)
 
 
 def plan(
@@ -102,9 +169,12 @@ def plan(
     out: StrPath | None = None,
     split_bytes: int | None = None,
     threads: int | None = None,
+    asked: Asked = DEFAULT,
 ) -> tuple[Job, Estimate]:
     """What `convert` would do with the same arguments, and what it would cost."""
-    job = prepare(model, to, bits=bits, type=type, out=out, split_bytes=split_bytes)
+    job = prepare(
+        model, to, bits=bits, type=type, out=out, split_bytes=split_bytes, asked=asked
+    )
     return job, estimate(job.plan, threads or usable_cores())
 
 
@@ -119,17 +189,22 @@ def convert(
     threads: int | None = None,
     force: bool = False,
     progress: Progress = silent,
+    asked: Asked = DEFAULT,
+    blocks: BlockProgress = silent_blocks,
 ) -> Conversion:
-    """Convert the folder `model` to the target `to`.
+    """Convert the folder `model`, a checkpoint or a finished work folder, to the target `to`.
 
     `bits` or `type` ("Q4_K_M") says how small; `out` is a file, or a folder for a file of the
     default name; `force` replaces an output that exists. `Refused` when it cannot be done, with
     nothing left behind. The bytes written do not depend on `threads`. `progress` is called with
     the name of the tensor at hand, the bytes of the source done so far, and their total.
+    `asked` says how the weights are optimised; `blocks` is told of every block that is.
     """
     begin = time.perf_counter()
-    job = prepare(model, to, bits=bits, type=type, out=out, split_bytes=split_bytes)
-    done = run(job, threads=threads, force=force, progress=progress)
+    job = prepare(
+        model, to, bits=bits, type=type, out=out, split_bytes=split_bytes, asked=asked
+    )
+    done = run(job, threads=threads, force=force, progress=progress, asked=asked, blocks=blocks)
     return replace(done, seconds=time.perf_counter() - begin)
 
 
@@ -139,16 +214,25 @@ def run(
     threads: int | None = None,
     force: bool = False,
     progress: Progress = silent,
+    asked: Asked = DEFAULT,
+    blocks: BlockProgress = silent_blocks,
 ) -> Conversion:
     """Do what `prepare` decided."""
     begin = time.perf_counter()
     raise_if_any(obstacles(job, force=force))
+    threads = threads or usable_cores()
+    model = job.source.folder
+    calibrated = None
+    if job.calibrated:
+        job, calibrated = _calibrated(job, asked, threads, blocks)
     try:
-        _stream(job, threads or usable_cores(), progress)
+        _stream(job, threads, progress)
     except OSError as fault:
         raise _failed(fault, job.path) from fault
+    if calibrated is not None and calibrated.work is None:
+        shutil.rmtree(work_folder(job, asked), ignore_errors=True)
     return Conversion(
-        job.source.folder,
+        model,
         job.plan.target,
         job.plan.type,
         job.files,
@@ -157,12 +241,34 @@ def run(
         peak_resident_bytes(),
         tallies(job.plan),
         job.plan,
+        calibrated,
     )
+
+
+def work_folder(job: Job, asked: Asked) -> Path:
+    """Where a calibrated conversion keeps what is finished: beside the output, named after it."""
+    return asked.work or job.path.with_name(f"{job.path.name}.work")
+
+
+def _calibrated(
+    job: Job, asked: Asked, threads: int, blocks: BlockProgress
+) -> tuple[Job, Calibrated]:
+    """The job of writing the finished work folder, and what was done to finish it."""
+    from qconvert.calibrate import calibrate
+
+    assert job.recipe is not None
+    assert job.checkpoint is not None
+    folder = work_folder(job, asked)
+    told = calibrate(
+        job.checkpoint, job.source, job.plan, job.recipe, asked, folder, threads, blocks
+    )
+    bundle = open_bundle(folder)
+    return replace(job, source=bundle, codes=Kept(bundle), recipe=None), told
 
 
 def obstacles(job: Job, *, force: bool = False) -> list[Reason]:
     """Why the output could not be written where it is to go; looked at anew on every call."""
-    inputs = {file.resolve() for file in job.source.files}
+    inputs = {file.resolve() for file in job.inputs}
     return [
         Reason(f"{file} is the model itself", "name another output with --out")
         for file in job.files
@@ -176,19 +282,19 @@ def _stream(job: Job, threads: int, progress: Progress) -> None:
     with job.target.writer(job.plan, job.path) as sink:
         for tensor in job.plan.tensors:
             progress(tensor.name, done, total)
-            _write(sink, tensor, job.source, threads)
+            _write(sink, tensor, job, threads)
             done += _source_bytes(tensor)
         progress("done", done, total)
 
 
-def _write(sink: Sink, tensor: OutputTensor, source: Checkpoint, threads: int) -> None:
-    """Read, quantize and write one tensor by chunks of rows."""
+def _write(sink: Sink, tensor: OutputTensor, job: Job, threads: int) -> None:
+    """Write one tensor by chunks of rows, whole where its rows change places."""
     if tensor.source is None:
         assert tensor.values is not None
         sink.write(tensor, tensor.values)
         return
     if len(tensor.source.shape) == 1:
-        sink.write(tensor, source.rows(tensor.source, 0, 1))
+        sink.write(tensor, job.source.rows(tensor.source, 0, 1))
         return
     count, cols = tensor.source.shape
     step = chunk_rows(cols)
@@ -197,45 +303,14 @@ def _write(sink: Sink, tensor: OutputTensor, source: Checkpoint, threads: int) -
         if tensor.row_order is not None:
             spans = [(0, count)]
         for span in spans:
-            sink.write(tensor, source.rows(tensor.source, *span))
+            sink.write(tensor, job.source.rows(tensor.source, *span))
         return
-    weight = importance(source, tensor.source)
-    chunks = (_quantized(tensor, source, span, weight, threads) for span in spans)
+    chunks = job.codes(tensor, spans, threads)
     if tensor.row_order is not None:
-        sink.write(tensor, _joined(list(chunks)))
+        sink.write(tensor, joined(list(chunks)))
         return
     for chunk in chunks:
         sink.write(tensor, chunk)
-
-
-def _quantized(
-    tensor: OutputTensor,
-    source: Checkpoint,
-    span: tuple[int, int],
-    weight: NDArray[np.float32] | None,
-    threads: int,
-) -> QuantizedTensor:
-    assert tensor.source is not None
-    assert tensor.grid is not None
-    rows = source.rows(tensor.source, *span)
-    try:
-        return tensor.grid.quantize(rows, weight, threads=threads)
-    except ScaleOverflow as fault:
-        raise refuse(
-            f"{tensor.source.name} holds a weight too large for {tensor.dtype}: {fault}",
-            f"its largest is {np.abs(rows).max():.3g}: choose a float type, or check the model",
-        ) from None
-
-
-def _joined(chunks: list[QuantizedTensor]) -> QuantizedTensor:
-    """One tensor of the rows of all `chunks`."""
-    if len(chunks) == 1:
-        return chunks[0]
-    params = {
-        name: np.concatenate([chunk.params[name] for chunk in chunks]) for name in chunks[0].params
-    }
-    codes = np.concatenate([chunk.codes for chunk in chunks])
-    return QuantizedTensor(chunks[0].grid, codes, params)
 
 
 def tallies(plan: Plan) -> dict[str, Tally]:

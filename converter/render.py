@@ -6,6 +6,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qconvert.layer_report import calibration_rows
+from qconvert.units import duration, size
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
@@ -25,26 +28,6 @@ def show(*parts: RenderableType) -> None:
     out = console()
     for part in parts:
         out.print(part, markup=False)
-
-
-def size(nbytes: float) -> str:
-    """Decimal units, three digits or so: 143.6 MB."""
-    value, unit = float(nbytes), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 1:
-        return "under a second"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def add(table: Table, *cells: object) -> None:
@@ -146,11 +129,13 @@ def plan_tables(result: Mapping[str, Any]) -> list[Any]:
 def conversion_tables(result: Mapping[str, Any]) -> list[Any]:
     """`facts.of_conversion` for people."""
     rate = result["source_bytes"] / max(result["seconds"], 1e-9)
+    calibrated = result["calibrated"]
     rows = [
         ("model", result["model"]),
         *(("wrote", f"{file['path']} ({size(file['bytes'])})") for file in result["files"]),
         ("type", f"{result['target']} {result['type']}"),
         ("bits per weight", f"{result['bits_per_weight']:.2f}"),
+        *(calibration_rows(calibrated) if calibrated else ()),
         ("time", f"{result['seconds']:.1f} s, {size(rate)}/s of the source,"
                  f" {result['threads']} threads"),
         ("peak memory", size(result["peak_memory_bytes"])),
@@ -190,3 +175,15 @@ def target_tables(result: Sequence[Mapping[str, Any]]) -> list[Any]:
             add(runtimes, one["name"], "usable" if one["usable"] else "not usable", why)
         parts += [types, runtimes]
     return parts
+
+
+def method_tables(result: Mapping[str, Any]) -> list[Any]:
+    """`facts.of_methods` for people."""
+    named = table("methods: --method NAME", "name", "what it does", "what it costs", "text")
+    for one in result["methods"]:
+        add(named, one["name"], one["summary"], one["cost"], "yes" if one["data"] else "no")
+    slots = table("algorithms, in the order of a recipe: --method NAME+NAME",
+                  "slot", "name", "what it does")  # fmt: skip
+    for one in result["algorithms"]:
+        add(slots, one["slot"], one["name"], one["summary"])
+    return [named, slots]

@@ -31,8 +31,8 @@ MAY_IMPORT = {
     "kernels": {"kernels"},
 }
 SEES_ALL = {"converter/cli.py"}
-HEAVY = ("gguf", "jinja2", "llama_cpp", "numba", "numpy", "rich", "safetensors", "tokenizers",
-         "torch", "transformers")  # fmt: skip
+HEAVY = ("gguf", "jinja2", "llama_cpp", "matplotlib", "numba", "numpy", "rich", "safetensors",
+         "tokenizers", "torch", "transformers")  # fmt: skip
 
 
 def sources(*rooms: str) -> Iterator[tuple[str, ast.Module]]:
@@ -233,7 +233,9 @@ def test_library_code_does_not_print() -> None:
     assert printing == set()
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["check", "--help"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--version"], ["check", "--help"], ["convert", "--help"]]
+)
 def test_start_up_imports_nothing_heavy(args: list[str]) -> None:
     code = (
         "import sys\nfrom qconvert.cli import run\n"

@@ -35,7 +35,9 @@ def left() -> list[str]:
 
 
 def convert(model: Path, *more: str) -> int:
-    return run([str(model), "--to", "gguf", "--type", "Q8_0", "--threads", "1", *more])
+    """Weight by weight: quick, and no text is needed."""
+    words = ["--to", "gguf", "--type", "Q8_0", "--method", "rtn", "--threads", "1"]
+    return run([str(model), *words, *more])
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,15 +65,18 @@ def test_converts_without_a_sub_command(
 
 def test_options_may_come_first(tiny_model: Tiny) -> None:
     model = str(tiny_model("llama"))
-    assert run(["--bits", "8", "--to", "gguf", "--out", "a.gguf", model]) == 0
-    assert run(["--debug", model, "--bits", "8", "--to", "gguf", "--out", "b.gguf"]) == 0
+    words = ["--bits", "8", "--to", "gguf", "--method", "rtn", "--out"]
+    assert run([*words, "a.gguf", model]) == 0
+    assert run(["--debug", model, *words, "b.gguf"]) == 0
     assert left() == ["a.gguf", "b.gguf"]
 
 
 def test_a_folder_called_as_a_command_is_within_reach(tiny_copy: Tiny) -> None:
     tiny_copy("llama").rename("check")
     assert convert(Path("./check").absolute(), "--out", "a.gguf") == 0
-    assert run(["./check", "--to", "gguf", "--bits", "8", "--out", "b.gguf"]) == 0
+    assert (
+        run(["./check", "--to", "gguf", "--bits", "8", "--method", "rtn", "--out", "b.gguf"]) == 0
+    )
     assert Path("a.gguf").read_bytes() == Path("b.gguf").read_bytes()
 
 
@@ -193,7 +198,7 @@ def test_weights_that_are_not_finite_leave_nothing_behind(
 def test_no_progress_is_shown_to_a_pipe(tiny_model: Tiny) -> None:
     done = subprocess.run(
         [sys.executable, "-P", "-m", "qconvert", str(tiny_model("llama")), "--to", "gguf",
-         "--bits", "8"],
+         "--bits", "8", "--method", "rtn"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stderr == ""
@@ -227,7 +232,8 @@ def test_a_request_to_end_is_tidy(tiny_model: Tiny, monkeypatch: pytest.MonkeyPa
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Checkpoint, "rows", asked_to_end)
-    monkeypatch.setattr(sys, "argv", ["qconvert", str(tiny_model("llama")), "--to", "gguf"])
+    words = [str(tiny_model("llama")), "--to", "gguf", "--method", "rtn"]
+    monkeypatch.setattr(sys, "argv", ["qconvert", *words])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 143
@@ -248,7 +254,7 @@ def test_a_fault_of_ours_is_told_without_a_traceback(
     assert "Traceback" not in told
     assert left() == []
     with pytest.raises(ZeroDivisionError):
-        run(["--debug", str(tiny_model("llama")), "--to", "gguf", "--bits", "8"])
+        run(["--debug", str(tiny_model("llama")), "--to", "gguf", "--method", "rtn"])
 
 
 def test_inspect_shows_a_model_and_a_file(

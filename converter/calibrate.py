@@ -1,0 +1,97 @@
+"""A calibrated conversion around the engine: text to tokens, work folder, records.
+
+Imports torch: only `pipeline`, and only when a recipe looks at data.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from qconvert.algorithms.registry import transforms
+from qconvert.algorithms.slots import Setting
+from qconvert.asked import Asked, Calibrated, CalibrationFacts
+from qconvert.calibration.rows import Calibration, Wanted, calibration
+from qconvert.calibration.selfmade import WholeModel
+from qconvert.checkpoint import Checkpoint
+from qconvert.engine.engine import Engine
+from qconvert.engine.fingerprint import fingerprint
+from qconvert.engine.journal import forms_of
+from qconvert.engine.observe import held_rows
+from qconvert.engine.work import open_or_create
+from qconvert.formats.refusal import Reason, raise_if_any
+from qconvert.formats.source import Source
+from qconvert.formats.target import Plan
+from qconvert.progress import BlockProgress
+from qconvert.recipe import Recipe
+
+
+def setting_of(asked: Asked, threads: int) -> Setting:
+    return Setting(asked.seed, threads, asked.effort)
+
+
+def transformed(
+    checkpoint: Checkpoint, recipe: Recipe, asked: Asked
+) -> tuple[Source, tuple[str, ...]]:
+    """The model with the global transforms of the recipe, read lazily, and notes; `Refused` with
+    every reason why a transform does not suit it."""
+    known = [transforms()[name] for name in recipe.transforms]
+    raise_if_any([reason for one in known for reason in one.problems(checkpoint)])
+    source: Source = checkpoint
+    for one in known:
+        source = one.source(source, setting_of(asked, 1))
+    return source, tuple(note for one in known for note in one.notes(checkpoint))
+
+
+def device_of(asked: Asked) -> torch.device:
+    """`Refused` when it is not there."""
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        raise_if_any([Reason("torch finds no CUDA device here", "use --device cpu")])
+    return torch.device(asked.device)
+
+
+def tokens_of(checkpoint: Checkpoint, asked: Asked) -> Calibration:
+    """The rows of tokens that the user asked for."""
+    wanted = Wanted(
+        asked.calib, asked.calib_rows, asked.calib_length, asked.calib_chat, asked.seed
+    )
+    sampler = WholeModel(checkpoint.folder, checkpoint.config) if asked.calib == "self" else None
+    return calibration(checkpoint.folder, checkpoint.config, wanted, sampler)
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    source: Source,
+    plan: Plan,
+    recipe: Recipe,
+    asked: Asked,
+    folder: Path,
+    threads: int,
+    told: BlockProgress,
+) -> Calibrated:
+    """Finish the work folder of this conversion, from where it is. `source`: `transformed`."""
+    device = device_of(asked)
+    text = tokens_of(checkpoint, asked)
+    setting = setting_of(asked, threads)
+    found = fingerprint(
+        checkpoint,
+        forms_of(source, plan),
+        {"steps": list(recipe.steps), "guarded": recipe.guarded, "effort": asked.effort},
+        text.tokens,
+        seed=asked.seed,
+        device=asked.device,
+    )
+    with open_or_create(folder, source, plan, found, text.tokens, resume=asked.resume) as work:
+        engine = Engine(source, plan, recipe, setting, device, text.tokens, work, told)
+        records, resumed = engine.run()
+    rows, length = text.tokens.shape
+    facts = CalibrationFacts(
+        text.origin, text.digest, rows, length, len(held_rows(rows)), asked.calib_chat, text.notes
+    )
+    kept = folder if asked.keep_work else None
+    return Calibrated(
+        recipe.name, recipe.steps, facts, asked.seed, asked.effort, asked.device, records,
+        resumed, kept,
+    )  # fmt: skip
+

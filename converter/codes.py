@@ -1,0 +1,172 @@
+"""Where the codes of an output come from: fitted now without data, or made before and kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qconvert.engine.bundle import Bundle
+from qconvert.formats.grid import ScaleOverflow
+from qconvert.formats.refusal import Reason, refuse
+from qconvert.formats.source import Source
+from qconvert.formats.target import OutputTensor, Plan, Request
+from qconvert.formats.tensor import QuantizedTensor
+from qconvert.importance import importance
+from qconvert.models import pattern
+from qconvert.recipe import USUAL_FIT
+
+Span = tuple[int, int]  # rows [start, stop)
+
+
+class Codes(Protocol):
+    def problems(self, plan: Plan) -> list[Reason]:
+        """Why the plan's quantized tensors cannot be had; empty when they can."""
+        ...
+
+    def notes(self, plan: Plan) -> tuple[str, ...]:
+        """What a user should know of where they come from, a line each."""
+        ...
+
+    def __call__(
+        self, tensor: OutputTensor, spans: Sequence[Span], threads: int
+    ) -> Iterator[QuantizedTensor]:
+        """The rows of each span on the tensor's grid, in the order of the source."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Each chunk of float rows is fitted as it is read, by the fit of this name."""
+
+    source: Source
+    fit: str = USUAL_FIT
+
+    def problems(self, plan: Plan) -> list[Reason]:
+        return []
+
+    def notes(self, plan: Plan) -> tuple[str, ...]:
+        return ()
+
+    def __call__(
+        self, tensor: OutputTensor, spans: Sequence[Span], threads: int
+    ) -> Iterator[QuantizedTensor]:
+        assert tensor.source is not None
+        weight = importance(self.source, tensor.source)
+        for span in spans:
+            yield _fitted(tensor, self.source, span, weight, threads, self.fit)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The codes of a bundle as they are. What it keeps in float outside the blocks is fitted: no
+    codes were made of it, and no block was calibrated behind it."""
+
+    bundle: Bundle
+
+    def usual(self, request: Request, target: str) -> Request:
+        """The request with the type that the bundle was made for, where none is asked for."""
+        if request.type is None and request.bits is None and target == self.bundle.target:
+            return replace(request, type=self.bundle.type)
+        return request
+
+    def problems(self, plan: Plan) -> list[Reason]:
+        """Every tensor that is wanted on a grid on which the bundle has no codes, like ones
+        together."""
+        found = Counter(
+            (pattern(one.source.name), one.grid.name, self._has(one))
+            for one in plan.tensors
+            if one.source is not None and one.grid is not None
+            if not self._has_codes(one) and not self._may_fit(one)
+        )
+        made_for = f"--to {self.bundle.target} --type {self.bundle.type}"
+        own = f"--to {plan.target} --type {plan.type}"
+        remedy = f"write {made_for}, for which it was made, or calibrate the model with {own}"
+        return [
+            Reason(
+                f"{name}{f' ({count} tensors)' if count > 1 else ''} is wanted on {grid}, "
+                f"but the work folder has it {has}",
+                remedy if place == len(found) else "",  # once, below all of them
+            )
+            for place, ((name, grid, has), count) in enumerate(found.items(), 1)
+        ]
+
+    def notes(self, plan: Plan) -> tuple[str, ...]:
+        fitted = [t for t in plan.tensors if t.grid is not None and not self._has_codes(t)]
+        floats = [
+            t
+            for t in plan.tensors
+            if t.grid is None and t.source and self.bundle.grid_of(t.source.name)
+        ]
+        lines = {
+            "kept in float by the work folder, fitted without data": len(fitted),
+            "the values of the codes, written as floats": len(floats),
+        }
+        return tuple(f"{count} tensors: {line}" for line, count in lines.items() if count)
+
+    def __call__(
+        self, tensor: OutputTensor, spans: Sequence[Span], threads: int
+    ) -> Iterator[QuantizedTensor]:
+        assert tensor.source is not None
+        assert tensor.grid is not None
+        if not self._has_codes(tensor):
+            yield from Fitted(self.bundle)(tensor, spans, threads)
+            return
+        for span in spans:
+            found = self.bundle.quantized(tensor.source.name, *span, grid=tensor.grid.name)
+            assert found is not None
+            yield found
+
+    def _has_codes(self, tensor: OutputTensor) -> bool:
+        assert tensor.grid is not None
+        name = tensor.source.name if tensor.source else ""
+        return bool(name) and tensor.grid.name in self.bundle.grids_of(name)
+
+    def _may_fit(self, tensor: OutputTensor) -> bool:
+        assert tensor.source is not None
+        outside = tensor.source.block is None
+        return outside and self.bundle.grid_of(tensor.source.name) is None
+
+    def _has(self, tensor: OutputTensor) -> str:
+        assert tensor.source is not None
+        kinds = self.bundle.grids_of(tensor.source.name)
+        return f"on {' and '.join(kinds)}" if kinds else "in float"
+
+
+def _fitted(
+    tensor: OutputTensor,
+    source: Source,
+    span: Span,
+    weight: NDArray[np.float32] | None,
+    threads: int,
+    fit: str,
+) -> QuantizedTensor:
+    assert tensor.source is not None
+    assert tensor.grid is not None
+    rows = source.rows(tensor.source, *span)
+    try:
+        if fit == USUAL_FIT:  # as the fit of this name, without the algorithms' own imports
+            return tensor.grid.quantize(rows, weight, threads=threads)
+        from qconvert.algorithms.registry import fits
+
+        return fits()[fit](tensor.grid, rows, weight, threads)
+    except ScaleOverflow as fault:
+        raise refuse(
+            f"{tensor.source.name} holds a weight too large for {tensor.dtype}: {fault}",
+            f"its largest is {np.abs(rows).max():.3g}: choose a float type, or check the model",
+        ) from None
+
+
+def joined(chunks: list[QuantizedTensor]) -> QuantizedTensor:
+    """One tensor of the rows of all `chunks`."""
+    if len(chunks) == 1:
+        return chunks[0]
+    params = {
+        name: np.concatenate([chunk.params[name] for chunk in chunks]) for name in chunks[0].params
+    }
+    codes = np.concatenate([chunk.codes for chunk in chunks])
+    return QuantizedTensor(chunks[0].grid, codes, params)

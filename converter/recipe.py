@@ -1,0 +1,155 @@
+"""What a method means: transforms, a fit and rounds, in the order in which they are applied.
+
+A name is a preset or an algorithm; names joined by "+" are put together. What does not make sense
+is refused, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from qconvert.formats.refusal import Reason, raise_if_any
+from qconvert.formats.target import Plan
+
+USUAL_FIT = "weighted"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Three slots. `guarded`: a round is kept for a tensor only where it lowers the output error on
+    rows that were held out."""
+
+    name: str
+    transforms: tuple[str, ...] = ()
+    fit: str = USUAL_FIT
+    rounds: tuple[str, ...] = ()
+    guarded: bool = False
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        return (*self.transforms, self.fit, *self.rounds)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether a step looks at what the linears read."""
+        return bool(self.rounds) or any(name not in GLOBAL for name in self.transforms)
+
+
+GLOBAL = ("quarot",)
+"""Transforms that look at weights alone."""
+TRANSFORMS = ("quarot", "osplus", "smoothquant", "awq")
+"""In the order in which they are applied."""
+FITS = (USUAL_FIT, "minmax", "mse", "hqq")
+ROUNDS = ("nearest", "gptq", "descent", "learned")
+"""In the order in which they are applied."""
+
+PRESETS: Mapping[str, Recipe] = {
+    one.name: one
+    for one in (
+        Recipe("rtn"),
+        Recipe("hqq", fit="hqq"),
+        Recipe("awq", ("awq",), rounds=("nearest",)),
+        Recipe("gptq", rounds=("gptq",)),
+        Recipe("smoothquant", ("smoothquant",), rounds=("nearest",)),
+        Recipe("osplus", ("osplus",), rounds=("nearest",)),
+        Recipe("quarot", ("quarot",)),
+        Recipe("best", rounds=("gptq", "descent"), guarded=True),
+    )
+}
+
+
+HUGE = 4_000_000_000
+"""Weights from which on a calibrated method is not the default: it would take hours on a CPU."""
+MOST_BITS = 8.5  # with scales; what is stored more finely gains nothing
+
+
+def usual(plan: Plan) -> Recipe:
+    """The method when the user names none: `best` for a plan of 8 bits or less, unless the model is
+    huge; else `rtn`."""
+    bits = [one.grid.bits_per_weight for one in plan.tensors if one.grid is not None]
+    few = bool(bits) and min(bits) <= MOST_BITS
+    return PRESETS["best" if few and plan.weights <= HUGE else "rtn"]
+
+
+def parse(text: str) -> Recipe:
+    """The recipe that `text` names; `Refused` with everything that is wrong with it."""
+    names = [name.strip().lower() for name in text.split("+")]
+    reasons = [*_unknown(names), *_repeated(names)]
+    raise_if_any(reasons)
+    parts = [_part(name) for name in names]
+    raise_if_any(_clashes(names, parts))
+    if len(parts) == 1:
+        return parts[0]
+    fits = [part.fit for part in parts if part.fit != USUAL_FIT]
+    rounds = {name for part in parts for name in part.rounds}
+    if len(rounds) > 1:
+        rounds.discard("nearest")  # any other round begins with it
+    return Recipe(
+        "+".join(names),
+        _ordered({name for part in parts for name in part.transforms}, TRANSFORMS),
+        fits[0] if fits else USUAL_FIT,
+        _ordered(rounds, ROUNDS),
+        any(part.guarded for part in parts),
+    )
+
+
+def _part(name: str) -> Recipe:
+    if name in PRESETS:
+        return PRESETS[name]
+    if name in FITS:
+        return Recipe(name, fit=name)
+    if name in TRANSFORMS:
+        return Recipe(name, (name,))
+    return Recipe(name, rounds=(name,))
+
+
+def _ordered(names: set[str], order: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for name in order if name in names)
+
+
+def known() -> tuple[str, ...]:
+    """Every name that `parse` takes, presets first."""
+    found = (*PRESETS, *TRANSFORMS, *FITS, *ROUNDS)
+    return tuple(dict.fromkeys(found))
+
+
+def _unknown(names: Sequence[str]) -> list[Reason]:
+    unknown = [name for name in names if name not in known()]
+    if not unknown:
+        return []
+    shown = ", ".join(repr(name) for name in unknown)
+    return [Reason(f"unknown method {shown}", f"known: {', '.join(known())}; see qconvert methods")]
+
+
+def _repeated(names: Sequence[str]) -> list[Reason]:
+    return [
+        Reason(f"{name} is named {names.count(name)} times", "name it once")
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
+
+
+def _clashes(names: Sequence[str], parts: Sequence[Recipe]) -> list[Reason]:
+    reasons = []
+    fits = [part.fit for part in parts if part.fit != USUAL_FIT]
+    if len(fits) > 1:
+        reasons.append(
+            Reason(f"{' and '.join(fits)} both choose the scales", "name one of them")
+        )
+    both = {"smoothquant", "osplus"} & {name for part in parts for name in part.transforms}
+    if len(both) > 1:
+        reasons.append(
+            Reason(
+                "smoothquant and osplus both move outliers of the same activations",
+                "name one of them; osplus where the model has biases",
+            )
+        )
+    if "rtn" in names and len(names) > 1:
+        reasons.append(
+            Reason("rtn is rounding to nearest without data: there is nothing to add to it",
+                   f"leave it out: --method {'+'.join(name for name in names if name != 'rtn')}")
+        )  # fmt: skip
+    return reasons
+
+
