@@ -26,7 +26,9 @@ from qconvert.formats.refusal import Reason, raise_if_any, refuse
 from qconvert.formats.source import Source, SourceTensor
 from qconvert.formats.target import OutputTensor, Plan, Request
 from qconvert.formats.tensor import QuantizedTensor
-from qconvert.pipeline import Conversion, job_of, run
+from qconvert.pipeline import Conversion, run
+from qconvert.pipeline import _job_of_checkpoint as job_of_checkpoint
+from qconvert.recipe import parse
 
 FILE = "decoded.safetensors"
 
@@ -140,5 +142,8 @@ class Decoded(Mapping[str, NDArray[np.float32]]):
 
 def convert_pure(model: Path, grid: Grid, out: Path, asked: Asked, threads: int) -> Conversion:
     """Quantize the linears of the blocks as `asked` and write them to the file `out`."""
-    job = job_of(open_checkpoint(model), PureTarget(grid), Request(), out)
+    assert asked.method is not None
+    recipe = parse(asked.method)
+    target, request = PureTarget(grid), Request()
+    job = job_of_checkpoint(open_checkpoint(model), target, request, out, recipe, asked)
     return run(job, threads=threads, force=True, asked=asked)

@@ -42,6 +42,10 @@ class Asked:
     device: str = "cpu"
     """Where the blocks run: "cpu" or "cuda"."""
 
+    compute: str = "auto"
+    """Type of the matrix products inside a block: "float32", "bfloat16", or "auto": bfloat16 where
+    the processor multiplies it in hardware. Sums and hidden states are float32 always."""
+
     work: Path | None = None
     """The work folder. None: one beside the output, named after it."""
 

@@ -19,6 +19,7 @@ from qconvert.engine.engine import Engine
 from qconvert.engine.fingerprint import fingerprint
 from qconvert.engine.journal import forms_of
 from qconvert.engine.observe import held_rows
+from qconvert.engine.stream import compute_type
 from qconvert.engine.work import open_or_create
 from qconvert.formats.refusal import Reason, raise_if_any
 from qconvert.formats.source import Source
@@ -53,9 +54,7 @@ def device_of(asked: Asked) -> torch.device:
 
 def tokens_of(checkpoint: Checkpoint, asked: Asked) -> Calibration:
     """The rows of tokens that the user asked for."""
-    wanted = Wanted(
-        asked.calib, asked.calib_rows, asked.calib_length, asked.calib_chat, asked.seed
-    )
+    wanted = Wanted(asked.calib, asked.calib_rows, asked.calib_length, asked.calib_chat, asked.seed)
     sampler = WholeModel(checkpoint.folder, checkpoint.config) if asked.calib == "self" else None
     return calibration(checkpoint.folder, checkpoint.config, wanted, sampler)
 
@@ -72,18 +71,25 @@ def calibrate(
 ) -> Calibrated:
     """Finish the work folder of this conversion, from where it is. `source`: `transformed`."""
     device = device_of(asked)
+    compute = compute_type(asked.compute, device)
     text = tokens_of(checkpoint, asked)
     setting = setting_of(asked, threads)
     found = fingerprint(
         checkpoint,
         forms_of(source, plan),
-        {"steps": list(recipe.steps), "guarded": recipe.guarded, "effort": asked.effort},
+        {
+            "steps": list(recipe.steps),
+            "guarded": recipe.guarded,
+            "mixed": recipe.mixed,
+            "effort": asked.effort,
+        },
         text.tokens,
         seed=asked.seed,
         device=asked.device,
+        compute=str(compute).removeprefix("torch."),
     )
     with open_or_create(folder, source, plan, found, text.tokens, resume=asked.resume) as work:
-        engine = Engine(source, plan, recipe, setting, device, text.tokens, work, told)
+        engine = Engine(source, plan, recipe, setting, device, compute, text.tokens, work, told)
         records, resumed = engine.run()
     rows, length = text.tokens.shape
     facts = CalibrationFacts(
@@ -94,4 +100,3 @@ def calibrate(
         recipe.name, recipe.steps, facts, asked.seed, asked.effort, asked.device, records,
         resumed, kept,
     )  # fmt: skip
-

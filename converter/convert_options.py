@@ -61,6 +61,10 @@ def method_options() -> Decorators:
                      help="For all that is drawn by chance. The same seed gives the same bytes."),
         click.option("--device", type=click.Choice(["cpu", "cuda"]), default=DEFAULT.device,
                      show_default=True, help="Where the model's blocks run."),
+        click.option("--compute", type=click.Choice(["auto", "float32", "bfloat16"]),
+                     default=DEFAULT.compute, show_default=True,
+                     help="Type of the products inside a block while calibrating. auto: bfloat16"
+                     " where the processor has it."),
         threads_option,
     )  # fmt: skip
 

@@ -150,9 +150,7 @@ def _with_transforms(
     return transformed(checkpoint, recipe, asked)
 
 
-def _placed(
-    target: Target, plan: Plan, out: StrPath | None
-) -> tuple[Path, tuple[Path, ...]]:
+def _placed(target: Target, plan: Plan, out: StrPath | None) -> tuple[Path, tuple[Path, ...]]:
     """Where the output goes: its name, and its files."""
     path = Path(plan.default_name) if out is None else Path(out)
     if path.is_dir():
@@ -172,9 +170,7 @@ def plan(
     asked: Asked = DEFAULT,
 ) -> tuple[Job, Estimate]:
     """What `convert` would do with the same arguments, and what it would cost."""
-    job = prepare(
-        model, to, bits=bits, type=type, out=out, split_bytes=split_bytes, asked=asked
-    )
+    job = prepare(model, to, bits=bits, type=type, out=out, split_bytes=split_bytes, asked=asked)
     return job, estimate(job.plan, threads or usable_cores())
 
 
@@ -201,9 +197,7 @@ def convert(
     `asked` says how the weights are optimised; `blocks` is told of every block that is.
     """
     begin = time.perf_counter()
-    job = prepare(
-        model, to, bits=bits, type=type, out=out, split_bytes=split_bytes, asked=asked
-    )
+    job = prepare(model, to, bits=bits, type=type, out=out, split_bytes=split_bytes, asked=asked)
     done = run(job, threads=threads, force=force, progress=progress, asked=asked, blocks=blocks)
     return replace(done, seconds=time.perf_counter() - begin)
 

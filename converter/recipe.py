@@ -18,13 +18,15 @@ USUAL_FIT = "weighted"
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """Three slots. `guarded`: a round is kept for a tensor only where it lowers the output error on
-    rows that were held out."""
+    rows that were held out. `mixed`: errors of v are measured behind attention, as its heads mix
+    the tokens (`engine.attention`), not token by token."""
 
     name: str
     transforms: tuple[str, ...] = ()
     fit: str = USUAL_FIT
     rounds: tuple[str, ...] = ()
     guarded: bool = False
+    mixed: bool = False
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -54,7 +56,7 @@ PRESETS: Mapping[str, Recipe] = {
         Recipe("smoothquant", ("smoothquant",), rounds=("nearest",)),
         Recipe("osplus", ("osplus",), rounds=("nearest",)),
         Recipe("quarot", ("quarot",)),
-        Recipe("best", rounds=("gptq", "descent"), guarded=True),
+        Recipe("best", rounds=("gptq", "descent"), guarded=True, mixed=True),
     )
 }
 
@@ -91,6 +93,7 @@ def parse(text: str) -> Recipe:
         fits[0] if fits else USUAL_FIT,
         _ordered(rounds, ROUNDS),
         any(part.guarded for part in parts),
+        any(part.mixed for part in parts),
     )
 
 
@@ -134,9 +137,7 @@ def _clashes(names: Sequence[str], parts: Sequence[Recipe]) -> list[Reason]:
     reasons = []
     fits = [part.fit for part in parts if part.fit != USUAL_FIT]
     if len(fits) > 1:
-        reasons.append(
-            Reason(f"{' and '.join(fits)} both choose the scales", "name one of them")
-        )
+        reasons.append(Reason(f"{' and '.join(fits)} both choose the scales", "name one of them"))
     both = {"smoothquant", "osplus"} & {name for part in parts for name in part.transforms}
     if len(both) > 1:
         reasons.append(
@@ -151,5 +152,3 @@ def _clashes(names: Sequence[str], parts: Sequence[Recipe]) -> list[Reason]:
                    f"leave it out: --method {'+'.join(name for name in names if name != 'rtn')}")
         )  # fmt: skip
     return reasons
-
-

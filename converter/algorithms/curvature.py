@@ -5,13 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from qconvert.algorithms.slots import Task
 from qconvert.formats.refusal import refuse
 from qconvert.formats.tensor import QuantizedTensor
-from qconvert.algorithms.slots import Task
-
-DEAD = 1e-12
-"""A channel whose mean square is below this share of the mean is dead: nothing can be learned of
-it, and the damping alone decides how it is rounded."""
 
 
 def damped(second: torch.Tensor, damping: float) -> torch.Tensor:

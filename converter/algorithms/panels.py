@@ -42,7 +42,9 @@ class Panels:
 
     def map(self, work: Callable[[slice], Any]) -> list[Any]:
         """`work` on every part of the rows, in order; each part is one thread's."""
-        with ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(
+            self.threads, initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
             return list(pool.map(work, self.rows))
 
 

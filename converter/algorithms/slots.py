@@ -91,7 +91,8 @@ class Task:
 
     name: str  # of the tensor, for messages
     w: torch.Tensor  # [rows, cols] float32
-    observed: Observed  # of the input, [cols]
+    second: torch.Tensor  # [cols, cols] float32, mean of x x' over the tokens to fit to
+    held: torch.Tensor  # the same over tokens that were held out
     grid: Grid
     setting: Setting
 

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from qconvert.algorithms.registry import transforms
 from qconvert.algorithms.slots import Setting
-from qconvert.engine.block import READS, Block
-from qconvert.engine.moments import Observed
-from qconvert.engine.observe import held_rows, input_records, observe
+from qconvert.engine.block import Block
+from qconvert.engine.observe import Sight, held_rows, input_records, observe
 from qconvert.engine.outer import write_outer
 from qconvert.engine.parts import Stored
+from qconvert.engine.pieces import after, groups_of, pieces
 from qconvert.engine.record import BlockRecord
 from qconvert.engine.rows import open_rows, written
 from qconvert.engine.skeleton import read_block, skeleton
@@ -48,6 +48,7 @@ class Engine:
     recipe: Recipe
     setting: Setting
     device: torch.device
+    compute: torch.dtype
     tokens: NDArray[np.int32]  # [rows, length]
     work: Work
     told: BlockProgress
@@ -73,7 +74,7 @@ class Engine:
     def _run(self, missing: list[int], done: int, pool: Workers) -> None:
         bones = skeleton(self.source, self.device)
         hidden, calls = bones.embed(self.tokens)
-        stream = Stream(bones, calls, pool)
+        stream = Stream(bones, calls, pool, self.compute)
         first, rows = self._latest(missing[0], hidden)
         del hidden
         for index in range(first, missing[-1] + 1):
@@ -129,11 +130,12 @@ class Engine:
         begin = time.perf_counter()
         grids = self._grids(block.index)
         self.told(f"block {block.index}: calibrating", done, self.blocks, None)
-        inputs = observe(stream, block, rows, held_rows(len(rows)))
-        records = input_records(inputs, channels=block.index == 0)
-        block, inputs = self._transformed(block, inputs, grids)
+        mixes = groups_of(self.source) if self.recipe.mixed else 0
+        sight = observe(stream, block, rows, held_rows(len(rows)), mixes)
+        records = input_records(sight.inputs, channels=block.index == 0)
+        block, sight = self._transformed(block, sight, grids)
         self.told(f"block {block.index}: optimising", done, self.blocks, None)
-        solved = list(self._solved(block, inputs, grids))
+        solved = list(self._solved(block, sight, grids))
         finished = block.changed({(one.role, "weight"): one.values for one in solved})
         record = BlockRecord(
             block.index,
@@ -147,27 +149,22 @@ class Engine:
         return finished
 
     def _transformed(
-        self, block: Block, inputs: Mapping[str, Observed], grids: Mapping[str, Grid]
-    ) -> tuple[Block, Mapping[str, Observed]]:
+        self, block: Block, sight: Sight, grids: Mapping[str, Grid]
+    ) -> tuple[Block, Sight]:
         known = transforms()
         for name in self.recipe.transforms:
-            block, changes = known[name].block(self.source, block, inputs, grids, self.setting)
-            inputs = {
-                key: seen.after(changes[key]) if key in changes else seen
-                for key, seen in inputs.items()
-            }
-        return block, inputs
+            block, changes = known[name].block(
+                self.source, block, sight.inputs, grids, self.setting
+            )
+            sight = after(sight, changes)
+        return block, sight
 
-    def _solved(
-        self, block: Block, inputs: Mapping[str, Observed], grids: Mapping[str, Grid]
-    ) -> Iterator[Solved]:
+    def _solved(self, block: Block, sight: Sight, grids: Mapping[str, Grid]) -> Iterator[Solved]:
         for role in block.linears:
             if role in grids:
-                name = self._name(block.index, role)
-                seen = inputs[READS[role]]
-                yield solve(
-                    name, role, block.weight(role), seen, grids[role], self.recipe, self.setting
-                )
+                name, w = self._name(block.index, role), block.weight(role)
+                cut = pieces(self.source, block, role, sight)
+                yield solve(name, role, w, cut, grids[role], self.recipe, self.setting)
 
     def _stored(self, block: Block, solved: list[Solved]) -> Stored:
         quantized = {one.record.name: one.tensor for one in solved}
@@ -192,5 +189,3 @@ class Engine:
             for tensor in self.source.tensors
             if (tensor.block, tensor.role, tensor.part) == (index, role, "weight")
         )
-
-

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qconvert.engine import attention
 from qconvert.engine.block import Block, Key
 from qconvert.formats.refusal import MissingRuntime
 from qconvert.formats.source import Source, SourceTensor
 from qconvert.models import FAMILIES
 
-ATTENTION = "sdpa"
 UNSET = ("model_type", "dtype", "torch_dtype", "quantization_config", "auto_map")
 EMBEDDING_ROWS = 8192
 """Rows of an embedding read at once."""
@@ -101,14 +101,15 @@ def skeleton(source: Source, device: torch.device) -> Skeleton:
         import transformers
         from transformers.initialization import no_init_weights
     except ImportError as error:
-        raise MissingRuntime("calibration", f"no module {error.name}", "pip install qconvert") from (
-            None
-        )
+        raise MissingRuntime(
+            "calibration", f"no module {error.name}", "pip install qconvert"
+        ) from (None)
+    attention.register()
     settings = {key: value for key, value in source.config.items() if key not in UNSET}
     config = transformers.AutoConfig.for_model(source.model_type, **settings)
     with no_init_weights(), _parameters_on_meta():
         model = transformers.AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=ATTENTION
+            config, dtype=torch.float32, attn_implementation=attention.NAME
         )
     base = model.base_model.eval()
     for owner, name, buffer in _buffers(base):
@@ -163,9 +164,7 @@ def _outer_weights(source: Source, used: NDArray[np.intp]) -> dict[str, torch.Te
     return found
 
 
-def _picked(
-    source: Source, tensor: SourceTensor, used: NDArray[np.intp]
-) -> NDArray[np.float32]:
+def _picked(source: Source, tensor: SourceTensor, used: NDArray[np.intp]) -> NDArray[np.float32]:
     """Rows `used` (ascending) of a matrix that is never held whole."""
     parts = []
     for start in range(0, tensor.shape[0], EMBEDDING_ROWS):
@@ -220,9 +219,7 @@ def _parameters_on_meta() -> Iterator[None]:
     """While a model is made, every parameter goes to the meta device as it is registered."""
     plain = torch.nn.Module.register_parameter
 
-    def register(
-        self: torch.nn.Module, name: str, param: torch.nn.Parameter | None
-    ) -> None:
+    def register(self: torch.nn.Module, name: str, param: torch.nn.Parameter | None) -> None:
         if param is not None:
             param = torch.nn.Parameter(param.to("meta"), requires_grad=False)
         plain(self, name, param)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from qconvert.algorithms.curvature import decoded, output_error
+from qconvert.algorithms.panels import joined
 from qconvert.algorithms.registry import fits, rounds
 from qconvert.algorithms.rounds.nearest import ROUND as NEAREST
 from qconvert.algorithms.slots import Setting, Task
-from qconvert.engine.moments import Observed
+from qconvert.engine.pieces import Piece
 from qconvert.engine.record import LinearRecord
 from qconvert.formats.grid import Grid, ScaleOverflow
 from qconvert.formats.refusal import refuse
@@ -30,36 +33,73 @@ def solve(
     name: str,
     role: str,
     w: torch.Tensor,
-    observed: Observed,
+    pieces: Sequence[Piece],
     grid: Grid,
     recipe: Recipe,
     setting: Setting,
 ) -> Solved:
-    """Fit, then round after round. A guarded recipe keeps a round only where the error falls on
-    rows that were held out, so it is never worse there than the weighted fit alone."""
-    task = Task(name, w, observed, grid, setting)
-    fit = fits()[recipe.fit]
+    """Fit, then round after round, each piece of the rows with its own second moments."""
     try:
-        best = NEAREST(task, fit, None)
-        plain = least = _error(best, task)
-        steps = [recipe.fit]
-        for step in recipe.rounds:
-            if step == NEAREST.name:
-                continue
-            found = rounds()[step](task, fit, None if len(steps) == 1 else best)
-            error = _error(found, task)
-            if not recipe.guarded or error < least:
-                best, least = found, error
-                steps.append(step)
+        solved = [_solve(name, w[one.rows], one, grid, recipe, setting) for one in pieces]
     except ScaleOverflow as fault:
         raise refuse(
             f"{name} holds a weight too large for {grid.name}: {fault}",
             f"its largest is {float(w.abs().max()):.3g}: choose a float type, or check the model",
         ) from None
-    power = output_error(torch.zeros_like(w), task, observed.held.second) or 1.0
-    record = LinearRecord(name, role, grid.name, plain / power, least / power, tuple(steps))
-    return Solved(role, best, decoded(task, best), record)
+    back = np.argsort(np.concatenate([one.rows for one in pieces]), kind="stable")
+    tensor = joined([one.tensor for one in solved], axis=0).take_rows(back)
+    values = torch.from_numpy(np.ascontiguousarray(grid.decode(tensor))).to(w.device)
+    record = LinearRecord(
+        name,
+        role,
+        grid.name,
+        _mean([one.plain for one in solved], pieces),
+        _mean([one.error for one in solved], pieces),
+        _common([one.steps for one in solved]),
+    )
+    return Solved(role, tensor, values, record)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    tensor: QuantizedTensor
+    plain: float
+    error: float
+    steps: tuple[str, ...]
+
+
+def _solve(
+    name: str, w: torch.Tensor, piece: Piece, grid: Grid, recipe: Recipe, setting: Setting
+) -> _Part:
+    """A guarded recipe keeps a round only where the error falls on rows that were held out, so it
+    is never worse there than the weighted fit alone."""
+    task = Task(name, w, piece.fit, piece.held, grid, setting)
+    fit = fits()[recipe.fit]
+    best = NEAREST(task, fit, None)
+    plain = least = _error(best, task)
+    steps = [recipe.fit]
+    for step in recipe.rounds:
+        if step == NEAREST.name:
+            continue
+        found = rounds()[step](task, fit, None if len(steps) == 1 else best)
+        error = _error(found, task)
+        if not recipe.guarded or error < least:
+            best, least = found, error
+            steps.append(step)
+    power = output_error(torch.zeros_like(w), task, piece.held) or 1.0
+    return _Part(best, plain / power, least / power, tuple(steps))
 
 
 def _error(tensor: QuantizedTensor, task: Task) -> float:
-    return output_error(decoded(task, tensor), task, task.observed.held.second)
+    return output_error(decoded(task, tensor), task, task.held)
+
+
+def _mean(errors: Sequence[float], pieces: Sequence[Piece]) -> float:
+    """By the number of rows."""
+    rows = [len(one.rows) for one in pieces]
+    return sum(error * count for error, count in zip(errors, rows, strict=True)) / sum(rows)
+
+
+def _common(steps: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """What any piece has kept, in order."""
+    return max(steps, key=len)

@@ -2,7 +2,8 @@
 
 Work is cut into pieces of a size that depends on the model alone, each piece is computed by one
 thread, and sums are taken in the order of the pieces: so the bits do not depend on the number of
-threads. Arithmetic is float32 on every device.
+threads. Hidden states and sums are float32; matrix products inside a block run in the type that
+`compute_type` names.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from qconvert.engine import attention
 from qconvert.engine.block import Block
 from qconvert.engine.skeleton import Call, Skeleton
 
@@ -23,13 +25,14 @@ WAVE_BYTES = 1 << 28
 """Captured inputs that are held at once."""
 
 
-
 class Workers:
     """Threads that each compute with one thread of their own. On a CUDA device there is one."""
 
     def __init__(self, threads: int, device: torch.device) -> None:
         self.count = threads if device.type == "cpu" else 1
-        self._pool = ThreadPoolExecutor(self.count, initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(
+            self.count, initializer=torch.set_num_threads, initargs=(1,)
+        )
 
     def map(self, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
         """Results in the order of `items`."""
@@ -56,12 +59,59 @@ def workers(threads: int, device: torch.device) -> Iterator[Workers]:
 
 
 @dataclass(frozen=True, slots=True)
+class Wave:
+    """What was read in a block by the tokens of some rows."""
+
+    inputs: Mapping[str, torch.Tensor]  # by the names of READS, each [tokens, cols]
+    mixed: Sequence[torch.Tensor]  # per group of key heads M x [tokens, cols], x: "attn_in"
+
+
+class Seen:
+    """One row on its way through a block, in one thread."""
+
+    def __init__(self, local: threading.local, mixes: int) -> None:
+        self._local, self._mixes = local, mixes
+        self.inputs: dict[str, torch.Tensor] = {}
+        self.mixed: list[torch.Tensor] = []
+
+    def hear(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float | None,
+    ) -> None:
+        """Called by attention, after its inputs were seen."""
+        if not self._mixes:
+            return
+        with torch.autocast(query.device.type, enabled=False):  # rounded, it could not be factored
+            found = attention.mixing(query.float(), key.float(), mask, scaling, self._mixes)
+            self.mixed = [one @ self._local.seen["attn_in"] for one in found]
+
+
+class _Enough(Exception):
+    """Raised in a block when all its inputs have been seen: the rest need not be computed."""
+
+
+def compute_type(asked: str, device: torch.device) -> torch.dtype:
+    """ "float32", "bfloat16", or "auto": bfloat16 where the device multiplies it in hardware."""
+    if asked != "auto":
+        found: torch.dtype = getattr(torch, asked)
+        return found
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    fast = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return torch.bfloat16 if fast else torch.float32
+
+
+@dataclass(frozen=True, slots=True)
 class Stream:
     """Runs blocks of one skeleton."""
 
     skeleton: Skeleton
     calls: Sequence[Call]  # how each block is called, for one row
     pool: Workers
+    compute: torch.dtype = torch.float32  # of matrix products inside a block
 
     def forward(self, block: Block, rows: torch.Tensor, out: torch.Tensor) -> None:
         """Fill `out` with the hidden states [rows, length, hidden] behind `block`."""
@@ -73,20 +123,25 @@ class Stream:
             self.pool.map(work, range(len(rows)))
 
     def captured(
-        self, block: Block, rows: torch.Tensor, names: Sequence[str]
-    ) -> Iterator[Mapping[str, torch.Tensor]]:
-        """The inputs `names` of `block`, each [tokens, cols], of wave after wave of rows."""
-        step = wave_rows(block, rows.shape[1])
+        self, block: Block, rows: torch.Tensor, names: Sequence[str], mixes: int = 0
+    ) -> Iterator[Wave]:
+        """The inputs `names` of `block`, of wave after wave of rows; `mixes`: groups of key heads
+        for which it is also told how attention mixes the inputs of v."""
+        step = wave_rows(block, rows.shape[1], mixes)
         with self.skeleton.loaded(block) as module, self._taps(module, block, names) as local:
 
-            def work(row: torch.Tensor) -> dict[str, torch.Tensor]:
-                local.seen = {}
-                self._call(module, block, row)
-                return dict(local.seen)
+            def work(row: torch.Tensor) -> Seen:
+                local.seen, found = {}, Seen(local, mixes)
+                with suppress(_Enough), attention.listening(found.hear):
+                    self._call(module, block, row)
+                found.inputs = dict(local.seen)
+                return found
 
             for wave in rows.split(step):
-                found = self.pool.map(work, wave.split(1))
-                yield {name: torch.cat([seen[name] for seen in found]) for name in names}
+                seen = self.pool.map(work, wave.split(1))
+                inputs = {name: torch.cat([one.inputs[name] for one in seen]) for name in names}
+                mixed = [torch.cat([one.mixed[group] for one in seen]) for group in range(mixes)]
+                yield Wave(inputs, mixed)
 
     @contextmanager
     def _taps(
@@ -97,7 +152,9 @@ class Stream:
 
         def tap(name: str) -> Callable[[torch.nn.Module, tuple[Any, ...]], None]:
             def hook(_: torch.nn.Module, args: tuple[Any, ...]) -> None:
-                local.seen[name] = args[0].flatten(0, 1)
+                local.seen[name] = args[0].flatten(0, 1).float()
+                if len(local.seen) == len(names):
+                    raise _Enough
 
             return hook
 
@@ -113,12 +170,14 @@ class Stream:
 
     def _call(self, module: torch.nn.Module, block: Block, row: torch.Tensor) -> torch.Tensor:
         call = self.calls[block.index]
-        with torch.inference_mode():
-            out = module(row.to(self.skeleton.device), *call.args, **call.kwargs)
+        device, narrow = self.skeleton.device, self.compute != torch.float32
+        with torch.inference_mode(), torch.autocast(device.type, self.compute, enabled=narrow):
+            out = module(row.to(device), *call.args, **call.kwargs)
         found: torch.Tensor = out[0] if isinstance(out, tuple) else out
-        return found
+        return found.float()
 
 
-def wave_rows(block: Block, length: int) -> int:
+def wave_rows(block: Block, length: int, mixes: int = 0) -> int:
     """Rows that are captured at once, from sizes alone."""
-    return max(1, WAVE_BYTES // (4 * length * sum(block.inputs.values())))
+    cols = sum(block.inputs.values()) + mixes * block.inputs.get("attn_in", 0)
+    return max(1, WAVE_BYTES // (4 * length * cols))

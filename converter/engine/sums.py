@@ -44,11 +44,7 @@ class Sums:
         v["lowest"] = torch.minimum(v["lowest"], x.amin(0))
         v["highest"] = torch.maximum(v["highest"], x.amax(0))
 
-        def upper(start: int) -> None:
-            stop = start + PANEL
-            self._second[:stop, start:stop] += x[:, :stop].t() @ x[:, start:stop]
-
-        pool.map(upper, range(0, self.cols, PANEL))
+        add_products(self._second, x, x, pool)
 
     def moments(self, place: str) -> Moments:
         """The means; `Refused`, naming `place`, when a value was not finite."""
@@ -60,7 +56,23 @@ class Sums:
                 " or choose another text with --calib",
             )
         n = self.tokens
-        upper = self._second.triu()
-        second = (upper + upper.t() - torch.diag(upper.diagonal())) / n
+        second = whole(self._second) / n
         mean, mean_abs, fourth = v["mean"] / n, v["mean_abs"] / n, v["fourth"] / n
         return Moments(n, second, mean, mean_abs, fourth, v["lowest"], v["highest"])
+
+
+def add_products(second: torch.Tensor, x: torch.Tensor, y: torch.Tensor, pool: Workers) -> None:
+    """Add x'y, which is symmetric, to the upper triangle of `second`; [cols, cols] from [n, cols].
+    Below the triangle, what is left there means nothing."""
+
+    def upper(start: int) -> None:
+        stop = start + PANEL
+        second[:stop, start:stop] += x[:, :stop].t() @ y[:, start:stop]
+
+    pool.map(upper, range(0, len(second), PANEL))
+
+
+def whole(second: torch.Tensor) -> torch.Tensor:
+    """The symmetric matrix of which the upper triangle is given."""
+    upper = second.triu()
+    return upper + upper.t() - torch.diag(upper.diagonal())

@@ -41,7 +41,7 @@ class Descent:
 
     def __call__(self, task: Task, fit: Fit, start: QuantizedTensor | None) -> QuantizedTensor:
         start = NEAREST(task, fit, None) if start is None else start
-        moments = damped(task.observed.fit.second, self.damping).float()
+        moments = damped(task.second, self.damping).float()
         panels = Panels.of(task)
         sweeps = self.sweeps * max(1, task.setting.effort)
 
@@ -61,8 +61,10 @@ def _part(
 ) -> QuantizedTensor:
     grid, device = task.grid, w.device
     chosen = np.ascontiguousarray(grid.levels[start.codes].T)  # [cols, rows]
-    params = {name: np.ascontiguousarray(v.astype(np.float32).T) for name, v in start.params.items()}
-    cols, rows = chosen.shape
+    params = {
+        name: np.ascontiguousarray(v.astype(np.float32).T) for name, v in start.params.items()
+    }
+    cols = len(chosen)
     for _ in range(sweeps):
         now = QuantizedTensor(grid.name, _codes(chosen, grid.levels), _stored(params, start.params))
         off = torch.from_numpy(grid.decode(now)).to(device) - w

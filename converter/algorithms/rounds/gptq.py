@@ -36,8 +36,8 @@ class Gptq:
     def __call__(self, task: Task, fit: Fit, start: QuantizedTensor | None) -> QuantizedTensor:
         best, least = None, float("inf")
         for damping in self.dampings[: 1 + task.setting.effort]:
-            tensor = fed_back(task, fit, factor(damped(task.observed.fit.second, damping), task.name))
-            error = output_error(decoded(task, tensor), task, task.observed.held.second)
+            tensor = fed_back(task, fit, factor(damped(task.second, damping), task.name))
+            error = output_error(decoded(task, tensor), task, task.held)
             if best is None or error < least:
                 best, least = tensor, error
         assert best is not None

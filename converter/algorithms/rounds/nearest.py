@@ -16,7 +16,7 @@ class Nearest:
     summary: str = "the nearest codes, importance by the mean square of each input channel"
 
     def __call__(self, task: Task, fit: Fit, start: QuantizedTensor | None) -> QuantizedTensor:
-        importance = task.observed.fit.second.diagonal().clamp_min(0).cpu().numpy()
+        importance = task.second.diagonal().clamp_min(0).cpu().numpy()
         weight = importance if importance.any() else None
         return fit(task.grid, task.w.cpu().numpy(), weight, task.setting.threads)
 
