@@ -23,17 +23,20 @@ def damped(second: torch.Tensor, damping: float) -> torch.Tensor:
 
 def factor(damped_moments: torch.Tensor, name: str) -> torch.Tensor:
     """Upper triangular U with H^-1 = U'U, float32; `Refused`, naming the tensor, when H does not
-    factor."""
-    lower, failed = torch.linalg.cholesky_ex(damped_moments)
-    if not int(failed):
-        inverse = torch.cholesky_inverse(lower)
-        upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-        if not int(failed):
-            return upper.float()
-    raise refuse(
-        f"{name}: the second moments of its input do not factor, even damped",
-        "give more calibration text (--calib-rows), or use --method rtn",
-    )
+    factor.
+
+    H with its order turned round is L L'; turned back, L becomes R with H = R R', upper triangular,
+    and U is its inverse: half the work of inverting H and factoring the inverse.
+    """
+    lower, failed = torch.linalg.cholesky_ex(damped_moments.flip(0, 1))
+    if int(failed):
+        raise refuse(
+            f"{name}: the second moments of its input do not factor, even damped",
+            "give more calibration text (--calib-rows), or use --method rtn",
+        )
+    unit = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+    inverse = torch.linalg.solve_triangular(lower, unit, upper=False)
+    return inverse.flip(0, 1).float().contiguous()
 
 
 def output_error(values: torch.Tensor, task: Task, second: torch.Tensor) -> float:

@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from qconvert.algorithms.slots import Fit, Round, Transform
+from qconvert.algorithms.slots import BlockRound, Fit, Round, Transform
 
 
 def transforms() -> Mapping[str, Transform]:
@@ -21,6 +21,10 @@ def fits() -> Mapping[str, Fit]:
 
 def rounds() -> Mapping[str, Round]:
     return _found("rounds", "ROUND")
+
+
+def block_rounds() -> Mapping[str, BlockRound]:
+    return _found("blocks", "BLOCK")
 
 
 def _found(slot: str, attribute: str) -> dict[str, Any]:

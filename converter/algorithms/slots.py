@@ -1,5 +1,6 @@
-"""The three slots of a recipe, and what fills them. Each algorithm is a module of its own:
-`transforms/NAME.py` has `TRANSFORM`, `fits/NAME.py` has `FIT`, `rounds/NAME.py` has `ROUND`.
+"""The slots of a recipe, and what fills them. Each algorithm is a module of its own:
+`transforms/NAME.py` has `TRANSFORM`, `fits/NAME.py` has `FIT`, `rounds/NAME.py` has `ROUND`, and
+`blocks/NAME.py`, for rounds that look at a whole block, has `BLOCK`.
 
 An algorithm knows a grid only by `formats.grid.Grid`: no format, no target, no number of bits.
 """
@@ -106,4 +107,46 @@ class Round(Protocol):
     def summary(self) -> str: ...
     def __call__(self, task: Task, fit: Fit, start: QuantizedTensor | None) -> QuantizedTensor:
         """`start` is what the round before it found; None for the first."""
+        ...
+
+
+class BlockError(Protocol):
+    """How far a block with other weights is from the block in float, as its outputs show it."""
+
+    def mean(self, weights: Mapping[str, torch.Tensor], rows: Sequence[int]) -> float:
+        """Mean over the tokens of `rows` of |f(x) - q(x)|^2, both blocks on the same x, where the
+        linears of q have `weights`, by role, [out, in]."""
+        ...
+
+    def slopes(
+        self, weights: Mapping[str, torch.Tensor], rows: Sequence[int]
+    ) -> Mapping[str, torch.Tensor]:
+        """The gradient of `mean` by each weight, by role, float32 [out, in]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTask:
+    """A block whose linears are on their grids: minimise the error of its output."""
+
+    name: str  # for messages: "block 3"
+    weights: Mapping[str, torch.Tensor]  # by role, [rows, cols] float32, what is to be met
+    grids: Mapping[str, Grid]  # by role, of the same linears
+    error: BlockError
+    fit: Sequence[int]  # rows of tokens to fit to
+    held: Sequence[int]  # rows that were held out
+    setting: Setting
+
+
+class BlockRound(Protocol):
+    """Chooses the codes of all linears of a block together, for the error of the block's output."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def summary(self) -> str: ...
+    def __call__(
+        self, task: BlockTask, start: Mapping[str, QuantizedTensor]
+    ) -> Mapping[str, QuantizedTensor]:
+        """`start`, by role: what the rounds before it found. Never worse on the held rows."""
         ...

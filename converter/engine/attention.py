@@ -63,25 +63,24 @@ def mixing(
     key: torch.Tensor,  # [1, key heads, length, head]
     mask: torch.Tensor | None,  # [1, 1, length, length] bool or added; None: causal
     scaling: float | None,
-    groups: int,
 ) -> torch.Tensor:
-    """M [groups, length, length] of the mean over a group's heads of A'A, A the attention of a
-    head [to, from]: x' M x is the second moment of the inputs x as its heads mix them. Key heads
-    are dealt out to groups in order."""
+    """M [length, length], the mean over heads of A'A, A the attention of a head [to, from]: x' M x
+    are the products of the inputs x as the heads mix them. Of all heads together: to tell key heads
+    apart was measured to gain nothing. Products of A may run in a narrower type, sums are float32.
+    """
     heads, length, size = query.shape[1:]
     key_heads = key.shape[1]
     scale = size**-0.5 if scaling is None else scaling
     if mask is None:
         mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
     mask = mask.reshape(length, length)
-    per_key, per_group = heads // key_heads, heads // groups
-    found = torch.zeros(groups, length, length, device=query.device)
+    found = torch.zeros(length, length, device=query.device)
     for head in range(heads):
-        scores = (query[0, head] @ key[0, head // per_key].t()).float() * scale
+        scores = (query[0, head] @ key[0, head * key_heads // heads].t()).float() * scale
         if mask.dtype == torch.bool:
             scores = scores.masked_fill(~mask, -torch.inf)
         else:
             scores = scores + mask
         weights = scores.softmax(-1)
-        found[head // per_group] += weights.t() @ weights / per_group
-    return found
+        found += weights.t() @ weights
+    return found / heads

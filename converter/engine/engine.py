@@ -24,9 +24,9 @@ from qconvert.engine.block import Block
 from qconvert.engine.observe import Sight, held_rows, input_records, observe
 from qconvert.engine.outer import write_outer
 from qconvert.engine.parts import Stored
-from qconvert.engine.pieces import after, groups_of, pieces
+from qconvert.engine.pieces import after, pieces
 from qconvert.engine.record import BlockRecord
-from qconvert.engine.rows import open_rows, written
+from qconvert.engine.rows import kept_rows, mapped_rows, written
 from qconvert.engine.skeleton import read_block, skeleton
 from qconvert.engine.solve import Solved, solve
 from qconvert.engine.stream import Stream, Workers, workers
@@ -59,8 +59,8 @@ class Engine:
 
     def run(self) -> tuple[tuple[BlockRecord, ...], int]:
         """Finish every part that is missing; the records of all blocks, and how many blocks were
-        there already."""
-        found = [index for index in range(self.blocks) if self.work.valid(index)]
+        there already. `Refused`, naming them, when finished parts are damaged."""
+        found = [which for which in self.work.finished() if isinstance(which, int)]
         missing = [index for index in range(self.blocks) if index not in found]
         self.told("starting", len(found), self.blocks, None)
         unchanged = not set(self.recipe.transforms) & set(GLOBAL)
@@ -94,7 +94,8 @@ class Engine:
         """The last block not after `missing` whose incoming rows are kept, and these rows."""
         shape = (*self.tokens.shape, hidden.shape[-1])
         for index in range(missing, 0, -1):
-            rows = open_rows(self.work.rows(index, "quant"), shape)
+            path = self.work.rows(index, "quant")
+            rows = kept_rows(path, shape, self.work.journal.digest)
             if rows is not None:
                 return index, rows
         return 0, hidden
@@ -103,12 +104,10 @@ class Engine:
         """The rows that enter the next block, kept in a file; those before them are dropped."""
         path = self.work.rows(block.index + 1, "quant")
         shape = (rows.shape[0], rows.shape[1], rows.shape[2])
-        with written(path, shape) as out:
+        with written(path, shape, self.work.journal.digest) as out:
             stream.forward(block, rows, out)
         self.work.retire_rows(block.index + 1)
-        found = open_rows(path, shape)
-        assert found is not None
-        return found
+        return mapped_rows(path, shape)
 
     def _finished(self, block: Block) -> Block:
         """The block as an earlier run has left it."""
@@ -130,8 +129,8 @@ class Engine:
         begin = time.perf_counter()
         grids = self._grids(block.index)
         self.told(f"block {block.index}: calibrating", done, self.blocks, None)
-        mixes = groups_of(self.source) if self.recipe.mixed else 0
-        sight = observe(stream, block, rows, held_rows(len(rows)), mixes)
+        mixed = self.recipe.mixed
+        sight = observe(stream, block, rows, held_rows(len(rows)), mixed=mixed)
         records = input_records(sight.inputs, channels=block.index == 0)
         block, sight = self._transformed(block, sight, grids)
         self.told(f"block {block.index}: optimising", done, self.blocks, None)

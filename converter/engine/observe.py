@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +27,7 @@ class Sight:
     """All that is seen of a block."""
 
     inputs: Mapping[str, Observed]  # by the names of `READS`
-    mixed: Sequence[Pair]  # of each group of key heads: second moments of what attention makes of
-    # the input of v, which no transform knows of
+    mixed: Pair | None  # of what attention makes of the input of v
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,32 +39,32 @@ class Pair:
 
 
 def observe(
-    stream: Stream, block: Block, rows: torch.Tensor, held: frozenset[int], mixes: int
+    stream: Stream, block: Block, rows: torch.Tensor, held: frozenset[int], *, mixed: bool
 ) -> Sight:
-    """`mixes`: in how many groups key heads are seen apart. `Refused`, naming block and input,
+    """`mixed`: see also how attention mixes the input of v. `Refused`, naming block and input,
     where a value is not finite."""
     chosen = sorted(set(range(len(rows))) - held) or sorted(held)
-    fit, fit_mixed = _side(stream, block, rows[chosen], mixes)
-    out, out_mixed = _side(stream, block, rows[sorted(held)], mixes)
-    pairs = [Pair(one, other) for one, other in zip(fit_mixed, out_mixed, strict=True)]
-    return Sight({name: Observed(fit[name], out[name]) for name in fit}, pairs)
+    fit, fit_mixed = _side(stream, block, rows[chosen], mixed)
+    out, out_mixed = _side(stream, block, rows[sorted(held)], mixed)
+    inputs = {name: Observed(fit[name], out[name]) for name in fit}
+    return Sight(inputs, Pair(fit_mixed, out_mixed) if mixed else None)
 
 
 def _side(
-    stream: Stream, block: Block, rows: torch.Tensor, mixes: int
-) -> tuple[dict[str, Moments], list[torch.Tensor]]:
+    stream: Stream, block: Block, rows: torch.Tensor, mixed: bool
+) -> tuple[dict[str, Moments], torch.Tensor]:
     device, pool = stream.skeleton.device, stream.pool
     sums = {name: Sums(cols, device) for name, cols in block.inputs.items()}
-    cols = block.inputs.get("attn_in", 0)
-    mixed = [torch.zeros(cols, cols, device=device) for _ in range(mixes)]
-    for wave in stream.captured(block, rows, list(sums), mixes):
+    cols = block.inputs["attn_in"] if mixed else 0
+    second = torch.zeros(cols, cols, device=device)
+    for wave in stream.captured(block, rows, list(sums), mixed=mixed):
         for name, x in wave.inputs.items():
             sums[name].add(x, pool)
-        for second, product in zip(mixed, wave.mixed, strict=True):
-            add_products(second, wave.inputs["attn_in"], product, pool)
+        if wave.mixed is not None:
+            add_products(second, wave.inputs["attn_in"], wave.mixed, pool)
     moments = {n: one.moments(f"block {block.index}, {n}") for n, one in sums.items()}
     tokens = rows.shape[0] * rows.shape[1]
-    return moments, [whole(second) / tokens for second in mixed]
+    return moments, whole(second) / tokens
 
 
 def input_records(inputs: Mapping[str, Observed], *, channels: bool) -> tuple[InputRecord, ...]:

@@ -1,12 +1,12 @@
 """Which rows of a linear are judged by which second moments.
 
 All rows of a linear read the same input. Those of v are the exception where attention's mixing was
-seen: the rows of a key head are judged by the inputs as the heads that read it mix them.
+seen: they are judged by the inputs as the heads mix them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +22,6 @@ from qconvert.formats.source import Source
 UNMIXED = 0.1
 """Share of the plain moments beside the mixed ones, both at a mean of 1: attention shows few
 distinct mixtures, and what it has not shown must not become free of cost."""
-MOST_GROUPS = 4
-"""Key heads are seen in at most so many groups: each costs a matrix of second moments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +31,16 @@ class Piece:
     held: torch.Tensor  # [cols, cols]
 
 
-def groups_of(source: Source) -> int:
-    """In how many groups the key heads of a model are seen: all, if there are few."""
-    sizes = sizes_of(source)
-    heads = sizes.kv // sizes.head
-    return max(count for count in range(1, MOST_GROUPS + 1) if heads % count == 0)
-
-
 def pieces(source: Source, block: Block, role: str, sight: Sight) -> list[Piece]:
     """All rows of the linear `role`, each once."""
-    plain = sight.inputs[READS[role]]
+    plain, mixed = sight.inputs[READS[role]], sight.mixed
     rows = np.arange(block.weight(role).shape[0])
-    values = _value_rows(source, role) if sight.mixed else rows[:0]
+    values = rows[:0] if mixed is None else _value_rows(source, role)
     rest = np.setdiff1d(rows, values)
     found = [Piece(rest, plain.fit.second, plain.held.second)] if rest.size else []
-    parts = np.split(values, len(sight.mixed)) if values.size else []
-    for part, pair in zip(parts, sight.mixed, strict=False):
-        fit = _blend(pair.fit, plain.fit.second)
-        found.append(Piece(part, fit, _blend(pair.held, plain.held.second)))
+    if values.size and mixed is not None:
+        fit = _blend(mixed.fit, plain.fit.second)
+        found.append(Piece(values, fit, _blend(mixed.held, plain.held.second)))
     return found
 
 
@@ -79,11 +69,10 @@ def after(sight: Sight, changes: Mapping[str, Change]) -> Sight:
         for name, seen in sight.inputs.items()
     }
     change = changes.get("attn_in")
-    if change is None:
+    if change is None or sight.mixed is None:
         return Sight(inputs, sight.mixed)
     if change.shift is not None:
-        return Sight(inputs, [])
+        return Sight(inputs, None)
     scale = 1 / change.divide
     outer = scale[:, None] * scale[None, :]
-    mixed: Sequence[Pair] = [Pair(one.fit * outer, one.held * outer) for one in sight.mixed]
-    return Sight(inputs, mixed)
+    return Sight(inputs, Pair(sight.mixed.fit * outer, sight.mixed.held * outer))

@@ -1,7 +1,12 @@
-"""Hidden states of all calibration rows, in a file that is mapped: pages of it come and go."""
+"""Hidden states of all calibration rows, in a file that is mapped: pages of it come and go.
+
+The file ends with a seal: the job that it is of, and the sha256 of the states. One that does not
+fit is as good as none, and is made again.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterator
@@ -15,35 +20,66 @@ from numpy.typing import NDArray
 from qconvert.engine.aside import part_of, publish, unwritable
 
 Shape = tuple[int, int, int]  # rows, length, hidden
+_SEAL = 128  # two digests in hexadecimal
+_AT_ONCE = 1 << 24
 
 
-def open_rows(path: Path, shape: Shape) -> torch.Tensor | None:
-    """What `written` left, [rows, length, hidden] float32; None when it is not there, or not
-    whole."""
+def kept_rows(path: Path, shape: Shape, job: str) -> torch.Tensor | None:
+    """What `written` left for the same job, [rows, length, hidden] float32; None when it is not
+    there, of another job, or not what was written."""
+    size = 4 * math.prod(shape)
     try:
-        if path.stat().st_size != 4 * math.prod(shape):
+        if path.stat().st_size != size + _SEAL or _stored(path, size) != _sealed(path, size, job):
             return None
-        mapped: NDArray[np.float32] = np.memmap(path, np.float32, "c", shape=shape)
+        return mapped_rows(path, shape)
     except OSError:
         return None
+
+
+def mapped_rows(path: Path, shape: Shape) -> torch.Tensor:
+    """The states in a file that is known to be whole."""
+    mapped: NDArray[np.float32] = np.memmap(path, np.float32, "c", shape=shape)
     return torch.from_numpy(mapped)
 
 
 @contextmanager
-def written(path: Path, shape: Shape) -> Iterator[torch.Tensor]:
-    """A tensor to fill, whole at `path` when the block ends well; else nothing is left."""
-    part = part_of(path)
+def written(path: Path, shape: Shape, job: str) -> Iterator[torch.Tensor]:
+    """A tensor to fill, whole at `path` when the block ends well; else nothing is left. `job`
+    stands for what the states depend on."""
+    part, size = part_of(path), 4 * math.prod(shape)
     try:
         with part.open("wb") as file:
-            _reserve(file.fileno(), 4 * math.prod(shape))
+            _reserve(file.fileno(), size + _SEAL)
         mapped = np.memmap(part, np.float32, "r+", shape=shape)
         yield torch.from_numpy(mapped)
         mapped.flush()
+        with part.open("r+b") as file:
+            file.seek(size)
+            file.write(_sealed(part, size, job))
+            file.flush()
+            os.fsync(file.fileno())
         publish(part, path)
     except OSError as fault:
         raise unwritable(fault, path) from fault
     finally:
         part.unlink(missing_ok=True)
+
+
+def _stored(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(size)
+        return file.read(_SEAL)
+
+
+def _sealed(path: Path, size: int, job: str) -> bytes:
+    """The seal that belongs behind the first `size` bytes."""
+    found, left = hashlib.sha256(), size
+    with path.open("rb") as file:
+        while left:
+            piece = file.read(min(left, _AT_ONCE))
+            found.update(piece)
+            left -= len(piece) or left
+    return f"{job}{found.hexdigest()}".encode("ascii")
 
 
 def _reserve(handle: int, nbytes: int) -> None:

@@ -63,16 +63,16 @@ class Wave:
     """What was read in a block by the tokens of some rows."""
 
     inputs: Mapping[str, torch.Tensor]  # by the names of READS, each [tokens, cols]
-    mixed: Sequence[torch.Tensor]  # per group of key heads M x [tokens, cols], x: "attn_in"
+    mixed: torch.Tensor | None  # M x [tokens, cols], x: "attn_in", M: `attention.mixing`
 
 
 class Seen:
     """One row on its way through a block, in one thread."""
 
-    def __init__(self, local: threading.local, mixes: int) -> None:
-        self._local, self._mixes = local, mixes
+    def __init__(self, local: threading.local, mixed: bool) -> None:
+        self._local, self._listens = local, mixed
         self.inputs: dict[str, torch.Tensor] = {}
-        self.mixed: list[torch.Tensor] = []
+        self.mixed = torch.empty(0)
 
     def hear(
         self,
@@ -82,11 +82,11 @@ class Seen:
         scaling: float | None,
     ) -> None:
         """Called by attention, after its inputs were seen."""
-        if not self._mixes:
+        if not self._listens:
             return
-        with torch.autocast(query.device.type, enabled=False):  # rounded, it could not be factored
-            found = attention.mixing(query.float(), key.float(), mask, scaling, self._mixes)
-            self.mixed = [one @ self._local.seen["attn_in"] for one in found]
+        found = attention.mixing(query, key, mask, scaling)
+        with torch.autocast(query.device.type, enabled=False):
+            self.mixed = found @ self._local.seen["attn_in"]
 
 
 class _Enough(Exception):
@@ -123,15 +123,15 @@ class Stream:
             self.pool.map(work, range(len(rows)))
 
     def captured(
-        self, block: Block, rows: torch.Tensor, names: Sequence[str], mixes: int = 0
+        self, block: Block, rows: torch.Tensor, names: Sequence[str], *, mixed: bool = False
     ) -> Iterator[Wave]:
-        """The inputs `names` of `block`, of wave after wave of rows; `mixes`: groups of key heads
-        for which it is also told how attention mixes the inputs of v."""
-        step = wave_rows(block, rows.shape[1], mixes)
+        """The inputs `names` of `block`, of wave after wave of rows; `mixed`: also how attention
+        mixes the inputs of v."""
+        step = wave_rows(block, rows.shape[1], mixed=mixed)
         with self.skeleton.loaded(block) as module, self._taps(module, block, names) as local:
 
             def work(row: torch.Tensor) -> Seen:
-                local.seen, found = {}, Seen(local, mixes)
+                local.seen, found = {}, Seen(local, mixed)
                 with suppress(_Enough), attention.listening(found.hear):
                     self._call(module, block, row)
                 found.inputs = dict(local.seen)
@@ -140,8 +140,8 @@ class Stream:
             for wave in rows.split(step):
                 seen = self.pool.map(work, wave.split(1))
                 inputs = {name: torch.cat([one.inputs[name] for one in seen]) for name in names}
-                mixed = [torch.cat([one.mixed[group] for one in seen]) for group in range(mixes)]
-                yield Wave(inputs, mixed)
+                products = torch.cat([one.mixed for one in seen]) if mixed else None
+                yield Wave(inputs, products)
 
     @contextmanager
     def _taps(
@@ -177,7 +177,7 @@ class Stream:
         return found.float()
 
 
-def wave_rows(block: Block, length: int, mixes: int = 0) -> int:
+def wave_rows(block: Block, length: int, *, mixed: bool = False) -> int:
     """Rows that are captured at once, from sizes alone."""
-    cols = sum(block.inputs.values()) + mixes * block.inputs.get("attn_in", 0)
+    cols = sum(block.inputs.values()) + mixed * block.inputs.get("attn_in", 0)
     return max(1, WAVE_BYTES // (4 * length * cols))

@@ -37,13 +37,13 @@ class Sums:
         """Add tokens x [n, cols]."""
         self.tokens += len(x)
         v = self._vectors
+        ones = x.new_ones(len(x))
         square = x.square()
-        v["mean"] += x.sum(0)
-        v["mean_abs"] += x.abs().sum(0)
-        v["fourth"] += square.square_().sum(0)
+        v["mean"] += ones @ x
+        v["mean_abs"] += ones @ x.abs()
+        v["fourth"] += ones @ square.square_()
         v["lowest"] = torch.minimum(v["lowest"], x.amin(0))
         v["highest"] = torch.maximum(v["highest"], x.amax(0))
-
         add_products(self._second, x, x, pool)
 
     def moments(self, place: str) -> Moments:

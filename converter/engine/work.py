@@ -4,7 +4,7 @@
     lock                  held by the one process at work, with its number
     source/NAME/          configuration, tokenizer and chat templates of the model
     tokens.npy            the calibration rows
-    rows/00007.float      hidden states entering block 7; a cache, retired when it is passed
+    rows/00007.quant      hidden states entering block 7; a cache, retired when it is passed
     blocks/00007.safetensors, outer/before.safetensors, outer/after.safetensors
                           finished parts (`parts`), each there as a whole or not at all
 
@@ -36,6 +36,7 @@ from qconvert.engine.record import BlockRecord
 from qconvert.engine.store import Outer, Store, Which
 from qconvert.engine.tensorfile import TensorWriter
 from qconvert.formats.grid import Grid
+from qconvert.formats.refusal import Reason, collecting, raise_if_any
 from qconvert.formats.source import Source
 from qconvert.formats.target import Plan
 
@@ -81,6 +82,15 @@ class Work:
     def valid(self, which: Which) -> bool:
         """True when a part is finished and undamaged."""
         return self.store.valid(which)
+
+    def finished(self) -> tuple[Which, ...]:
+        """The parts that are finished; `Refused`, naming each of them that is damaged."""
+        found, reasons = [which for which in self.store.parts if self.done(which)], list[Reason]()
+        for which in found:
+            with collecting(reasons):
+                self.store.read(which)
+        raise_if_any(reasons)
+        return tuple(found)
 
     def write_block(self, index: int, stored: Stored, record: BlockRecord) -> None:
         """Finish a block. `ValueError` unless it holds exactly what the plan asks for."""

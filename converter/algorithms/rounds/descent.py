@@ -65,17 +65,15 @@ def _part(
         name: np.ascontiguousarray(v.astype(np.float32).T) for name, v in start.params.items()
     }
     cols = len(chosen)
+    off = torch.from_numpy(grid.decode(start)).to(device) - w
+    gradient = moments @ off.t()
     for _ in range(sweeps):
-        now = QuantizedTensor(grid.name, _codes(chosen, grid.levels), _stored(params, start.params))
-        off = torch.from_numpy(grid.decode(now)).to(device) - w
-        gradient = moments @ off.t()
         for span in panels.columns:
-            state = _state(params, span, cols)
             change = descend(
                 gradient[span].cpu().numpy(),
                 moments[span, span].cpu().numpy(),
                 chosen[span],
-                state,
+                _state(params, span, cols),
                 grid.search,
                 parameters=not panels.whole_rows,
             )

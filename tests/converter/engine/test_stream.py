@@ -79,7 +79,7 @@ def test_sums_are_their_definition(tiny_model: TINY, threads: int) -> None:
         seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
         sums = {name: Sums(block.inputs[name], CPU) for name in names}
         for wave in stream.captured(block, hidden, names):
-            for name, x in wave.items():
+            for name, x in wave.inputs.items():
                 seen[name].append(x)
                 sums[name].add(x, pool)
     for name in names:
@@ -105,7 +105,7 @@ def test_bits_do_not_depend_on_threads(tiny_model: TINY) -> None:
             block = read_block(source, 0, CPU)
             sums = Sums(block.inputs["ffn_mid"], CPU)
             for wave in Stream(bones, calls, pool).captured(block, hidden, ["ffn_mid"]):
-                sums.add(wave["ffn_mid"], pool)
+                sums.add(wave.inputs["ffn_mid"], pool)
             found.append(sums.moments("here").second)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
