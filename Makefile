@@ -43,7 +43,7 @@ $(STAMPS)/venv:
 
 $(STAMPS)/project: $(STAMPS)/venv pyproject.toml constraints.txt
 	@echo 'Installing qconvert and its tools (about a minute) ...'
-	$(BIN)/python -m pip install -qq --editable '.[reference,dev]'
+	$(BIN)/python -m pip install -qq --editable '.[dev]'
 	touch $@
 
 # Built from source: about four minutes on two idle cores, once. Past pip's cache, which may hold a

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qconvert.asked import Asked
 from qconvert.checkpoint import Checkpoint, open_checkpoint
 from qconvert.formats.refusal import refuse
 from qconvert.formats.target import Reader, Target, target_named
@@ -112,6 +113,7 @@ def pair(setting: Setting, type: str, original: Path, folder: Path) -> Iterator[
         out=own,
         threads=setting.threads,
         force=True,
+        asked=Asked(method="rtn"),  # as the peer: without data
     )
     middle = time.perf_counter()
     quantize_with_ggml(original, peer, type, setting.threads)

@@ -25,8 +25,10 @@ VOCABULARY = 32_000
 ALLOWANCE = 500_000_000
 CHILD = """
 import json, sys
+from qconvert.asked import Asked
 from qconvert.pipeline import convert
-done = convert(sys.argv[1], "gguf", type=sys.argv[2], out=sys.argv[3], threads=int(sys.argv[4]))
+done = convert(sys.argv[1], "gguf", type=sys.argv[2], out=sys.argv[3], threads=int(sys.argv[4]),
+               asked=Asked(method="rtn"))
 print(json.dumps({"output_bytes": done.nbytes, "seconds": round(done.seconds, 2),
                   "peak_bytes": done.peak_bytes}))
 """

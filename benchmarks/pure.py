@@ -26,8 +26,7 @@ from qconvert.formats.refusal import Reason, raise_if_any, refuse
 from qconvert.formats.source import Source, SourceTensor
 from qconvert.formats.target import OutputTensor, Plan, Request
 from qconvert.formats.tensor import QuantizedTensor
-from qconvert.pipeline import Conversion, run
-from qconvert.pipeline import _job_of_checkpoint as job_of_checkpoint
+from qconvert.pipeline import Conversion, job_of_checkpoint, run
 from qconvert.recipe import parse
 
 FILE = "decoded.safetensors"

@@ -70,6 +70,7 @@ def calibrate(
     told: BlockProgress,
 ) -> Calibrated:
     """Finish the work folder of this conversion, from where it is. `source`: `transformed`."""
+    recipe = recipe.at(asked.effort)
     device = device_of(asked)
     compute = compute_type(asked.compute, device)
     text = tokens_of(checkpoint, asked)

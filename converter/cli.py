@@ -22,7 +22,7 @@ from qconvert import __version__
 from qconvert.asked import Asked
 from qconvert.convert_options import convert_options
 from qconvert.deliver import can_report, deliver, write_report_folder
-from qconvert.errors import FAILED, OK, explain, terminate
+from qconvert.errors import FAILED, OK, REFUSED, explain, terminate
 from qconvert.formats.refusal import MissingRuntime, refuse
 from qconvert.manual import CONVERT, HELP
 from qconvert.options import (
@@ -68,7 +68,7 @@ def convert_command(
     report_folder: Path | None,
     report: str | None,
     **asked: Any,
-) -> None:
+) -> int:
     from qconvert import facts, pipeline, render, render_layers
     from qconvert.formats.target import targets
 
@@ -83,9 +83,10 @@ def convert_command(
         if report_folder is not None:
             raise refuse("--plan has nothing to report", "leave out --plan or --report")
         job, cost = pipeline.plan(model, target, **wanted)
-        result = facts.of_plan(job, cost, pipeline.obstacles(job, force=force))
+        lacking = pipeline.shortages(job, wanted["asked"], threads)
+        result = facts.of_plan(job, cost, [*pipeline.obstacles(job, force=force), *lacking])
         deliver(result, report, *render.plan_tables(result))
-        return
+        return REFUSED if lacking else OK
     can_report(report_folder, force=force)
     with bars() as (progress, blocks):
         done = pipeline.convert(
@@ -95,14 +96,16 @@ def convert_command(
     write_report_folder(report_folder, result, done)
     tables = *render.conversion_tables(result), *render_layers.layer_tables(result)
     deliver(result, report, *tables)
+    return OK
 
 
-@cli.command("inspect", short_help="What a file, or a model folder, holds.")
+@cli.command("inspect", short_help="What a file, a model folder or a work folder holds.")
 @folder_or_file("path")
 @click.option("--tensors", "all_tensors", is_flag=True, help="List every tensor by itself.")
 @json_option
 def inspect_command(path: Path, all_tensors: bool, report: str | None) -> None:
-    """Show the files, metadata, tensors and bits per weight of an output or of a model folder.
+    """Show the files, metadata, tensors and bits per weight of an output, of a model folder, or of
+    a work folder that --keep-work has kept.
 
     \b
       qconvert inspect smollm2-135m-Q4_K_M.gguf
@@ -112,8 +115,12 @@ def inspect_command(path: Path, all_tensors: bool, report: str | None) -> None:
 
     if path.is_dir() and recognised(path) is None:
         from qconvert.checkpoint import open_checkpoint
+        from qconvert.engine.bundle import open_bundle, recognises
 
-        result = facts.of_model(open_checkpoint(path), each=all_tensors)
+        if recognises(path):
+            result = facts.of_bundle(open_bundle(path), each=all_tensors)
+        else:
+            result = facts.of_model(open_checkpoint(path), each=all_tensors)
     else:
         result = facts.of_output(path, target_of(path), each=all_tensors)
     deliver(result, report, *render.inspect_tables(result))

@@ -32,6 +32,10 @@ class Codes(Protocol):
         """What a user should know of where they come from, a line each."""
         ...
 
+    def fitted(self, plan: Plan) -> list[OutputTensor]:
+        """The plan's tensors whose codes are still to be made."""
+        ...
+
     def __call__(
         self, tensor: OutputTensor, spans: Sequence[Span], threads: int
     ) -> Iterator[QuantizedTensor]:
@@ -51,6 +55,9 @@ class Fitted:
 
     def notes(self, plan: Plan) -> tuple[str, ...]:
         return ()
+
+    def fitted(self, plan: Plan) -> list[OutputTensor]:
+        return [one for one in plan.tensors if one.grid is not None]
 
     def __call__(
         self, tensor: OutputTensor, spans: Sequence[Span], threads: int
@@ -96,17 +103,19 @@ class Kept:
         ]
 
     def notes(self, plan: Plan) -> tuple[str, ...]:
-        fitted = [t for t in plan.tensors if t.grid is not None and not self._has_codes(t)]
         floats = [
             t
             for t in plan.tensors
             if t.grid is None and t.source and self.bundle.grid_of(t.source.name)
         ]
         lines = {
-            "kept in float by the work folder, fitted without data": len(fitted),
+            "kept in float by the work folder, fitted without data": len(self.fitted(plan)),
             "the values of the codes, written as floats": len(floats),
         }
         return tuple(f"{count} tensors: {line}" for line, count in lines.items() if count)
+
+    def fitted(self, plan: Plan) -> list[OutputTensor]:
+        return [t for t in plan.tensors if t.grid is not None and not self._has_codes(t)]
 
     def __call__(
         self, tensor: OutputTensor, spans: Sequence[Span], threads: int

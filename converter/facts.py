@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from qconvert import __version__
+from qconvert.formats.known_grids import grid_named
 from qconvert.formats.refusal import Reason, refuse
+from qconvert.formats.source import DTYPES, SourceTensor
 from qconvert.layer_report import of_calibrated
 from qconvert.models import pattern
 from qconvert.resources import free_bytes
 
 if TYPE_CHECKING:
+    from qconvert.engine.bundle import Bundle
     from qconvert.estimate import Estimate
     from qconvert.formats.source import Source
     from qconvert.formats.target import OutputTensor, Target
@@ -132,17 +135,20 @@ def _stored(rows: Sequence[_Row], *, each: bool) -> dict[str, Any]:
 
 
 def of_plan(job: Job, cost: Estimate, obstacles: Sequence[Reason] = ()) -> dict[str, Any]:
-    """What a conversion would write, what it costs, and what stands in its way."""
-    plan = job.plan
+    """What a conversion would write, how, what it costs, and what stands in its way."""
+    plan, data, recipe = job.plan, cost.calibrating, job.recipe
     return {
-        "model": str(job.source.folder),
+        "model": str(job.model),
         "model_type": job.source.model_type,
         "target": plan.target,
         "type": plan.type,
         "files": [str(file) for file in job.files],
         "bytes": plan.nbytes,
         **_stored([_row(tensor) for tensor in plan.tensors], each=False),
-        "notes": list(plan.notes),
+        "notes": [*plan.notes, *(data.notes if data else ())],
+        "method": None if recipe is None else recipe.name,
+        "steps": [] if recipe is None else list(recipe.steps),
+        "calibrating": None if data is None else asdict(data),
         "estimate": {
             "peak_memory_bytes": cost.peak_bytes,
             "disk_bytes": cost.disk_bytes,
@@ -190,11 +196,7 @@ def of_output(path: Path, target: Target, *, each: bool = False) -> dict[str, An
 
 def of_model(source: Source, *, each: bool = False) -> dict[str, Any]:
     """What a model folder holds, from its headers and configuration."""
-    rows = [
-        _Row(t.role if t.part == "weight" else f"{t.role} {t.part}", t.name, t.shape, t.dtype,
-             t.nbytes)
-        for t in source.tensors
-    ]  # fmt: skip
+    rows = [_Row(_role(one), one.name, one.shape, one.dtype, one.nbytes) for one in source.tensors]
     files = sorted(file for file in source.folder.iterdir() if file.is_file())
     return {
         "kind": f"model folder of type {source.model_type}" + (", tied" if source.tied else ""),
@@ -203,6 +205,41 @@ def of_model(source: Source, *, each: bool = False) -> dict[str, Any]:
         **_stored(rows, each=each),
         "metadata": {key: shortened(plain(value)) for key, value in source.config.items()},
     }
+
+
+def of_bundle(bundle: Bundle, *, each: bool = False) -> dict[str, Any]:
+    """What a finished work folder holds: what it was made for and how, and its tensors. Sizes of
+    tensors are those of their grids as packed; in the folder, each code takes a byte."""
+    made = {
+        f"{name}.{key}" if key else name: item
+        for name, value in bundle.store.journal.fingerprint.items()
+        if name not in ("config", "weights", "plan")
+        for key, item in (value.items() if isinstance(value, Mapping) else [("", value)])
+    }
+    rows = [
+        _Row(_role(one), one.name, one.shape, kind, _packed(one, kind))
+        for one in bundle.tensors
+        for kind in bundle.store.journal.forms[one.name]
+    ]
+    metadata = {"target": bundle.target, "type": bundle.type, **made}
+    return {
+        "kind": f"work folder of a model of type {bundle.model_type}",
+        "files": [{"path": str(file), "bytes": file.stat().st_size} for file in bundle.files],
+        "bytes": sum(file.stat().st_size for file in bundle.files),
+        **_stored(rows, each=each),
+        "metadata": {key: shortened(plain(value)) for key, value in metadata.items()},
+    }
+
+
+def _role(tensor: SourceTensor) -> str:
+    return tensor.role if tensor.part == "weight" else f"{tensor.role} {tensor.part}"
+
+
+def _packed(tensor: SourceTensor, kind: str) -> int:
+    """Bytes of a tensor on the grid, or in the float type, `kind`."""
+    if kind in DTYPES:
+        return math.prod(tensor.shape) * (4 if kind == "F32" else 2)
+    return tensor.shape[0] * grid_named(kind).row_bytes(tensor.shape[1])
 
 
 def of_targets(

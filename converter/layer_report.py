@@ -12,6 +12,7 @@ from typing import Any
 from qconvert.asked import Calibrated
 from qconvert.engine.record import BlockRecord, LinearRecord
 from qconvert.progress import block_error
+from qconvert.units import size
 
 READERS: Mapping[str, str] = {
     "attn_in": "q, k, v", "attn_mid": "o", "ffn_in": "gate, up", "ffn_mid": "down",
@@ -151,10 +152,33 @@ def method_line(result: Mapping[str, Any]) -> str:
 
 def calibration_line(facts: Mapping[str, Any]) -> str:
     """Which text, how much of it, and its digest in short."""
+    return f"{_text_line(facts)}, sha256 {facts['digest'][:12]}"
+
+
+def planned_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is to be calibrated on, and how: `estimate.Calibrating` as plain values."""
+    return [
+        ("calibrated on", _text_line(data)),
+        ("computed in", f"{data['compute']} inside a block, on the {data['device']}"),
+    ]
+
+
+def work_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the work folder takes, and a CUDA device."""
+    parts, states = size(data["work_bytes"]), size(data["states_bytes"])
+    rows = [
+        ("work folder", f"{data['work']}: {parts} of finished parts, {states} of hidden states")
+    ]
+    if data["device_bytes"]:
+        rows.append(("device memory", f"about {size(data['device_bytes'])} at most"))
+    return rows
+
+
+def _text_line(facts: Mapping[str, Any]) -> str:
     chat = ", through the chat template" if facts["chat"] else ""
     return (
         f"{facts['origin']}: {facts['rows']} rows of {facts['length']} tokens{chat},"
-        f" {facts['held_rows']} of them held out, sha256 {facts['digest'][:12]}"
+        f" {facts['held_rows']} of them held out"
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
 
-SLOTS = {"transform": "transforms", "fit": "fits", "round": "rounds"}
+SLOTS = {"transform": "transforms", "fit": "fits", "round": "rounds", "block": "blocks"}
 """Slot of a recipe -> the package of its algorithms; a module is one when it has the slot's name in
 capitals."""
 

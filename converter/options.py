@@ -20,7 +20,7 @@ Command = Callable[..., Any]
 
 GROUPS = {
     "Output": ("target", "bits", "type_", "out", "split_size", "plan_only", "force"),
-    "Method": ("method", "effort", "seed", "device", "threads"),
+    "Method": ("method", "effort", "seed", "device", "compute", "threads"),
     "Calibration": ("calib", "calib_rows", "calib_length", "calib_chat"),
     "Work folder": ("work", "keep_work", "resume"),
     "Report": ("report_folder", "report"),

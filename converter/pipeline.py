@@ -38,6 +38,7 @@ class Job:
     path: Path
     files: tuple[Path, ...]  # more than one when the output is split
     inputs: tuple[Path, ...]  # what is read, and must not be written over
+    model: Path  # the folder that the user named
     recipe: Recipe | None = None  # None: the codes exist already
     checkpoint: Checkpoint | None = None  # the model as it is on disk; None of a bundle
 
@@ -105,7 +106,7 @@ def prepare(
     request = Request(bits, type, split_bytes)
     if isinstance(source, Bundle):
         return job_of_bundle(source, target, request, out)
-    return _job_of_checkpoint(source, target, request, out, recipe, asked)
+    return job_of_checkpoint(source, target, request, out, recipe, asked)
 
 
 def job_of_bundle(
@@ -117,10 +118,10 @@ def job_of_bundle(
     raise_if_any(codes.problems(plan))
     plan = replace(plan, notes=(*bundle.notes, *plan.notes, *codes.notes(plan)))
     path, files = _placed(target, plan, out)
-    return Job(bundle, codes, target, plan, path, files, bundle.files)
+    return Job(bundle, codes, target, plan, path, files, bundle.files, bundle.store.folder)
 
 
-def _job_of_checkpoint(
+def job_of_checkpoint(
     checkpoint: Checkpoint,
     target: Target,
     request: Request,
@@ -129,14 +130,18 @@ def _job_of_checkpoint(
     asked: Asked,
 ) -> Job:
     plan = target.plan(checkpoint, request)
-    recipe = usual(plan) if recipe is None else recipe
+    recipe = (usual(plan) if recipe is None else recipe).at(asked.effort)
     source, notes = _with_transforms(checkpoint, recipe, asked)
     if source is not checkpoint:
         plan = target.plan(source, request)
-    plan = replace(plan, notes=(*checkpoint.notes, *notes, *plan.notes))
+    told = getattr(source, "notes", checkpoint.notes)  # those of a rotation, too
+    plan = replace(plan, notes=(*told, *notes, *plan.notes))
     path, files = _placed(target, plan, out)
     codes = Fitted(source, recipe.fit)
-    return Job(source, codes, target, plan, path, files, checkpoint.files, recipe, checkpoint)
+    folder = checkpoint.folder
+    return Job(
+        source, codes, target, plan, path, files, checkpoint.files, folder, recipe, checkpoint
+    )
 
 
 def _with_transforms(
@@ -171,7 +176,15 @@ def plan(
 ) -> tuple[Job, Estimate]:
     """What `convert` would do with the same arguments, and what it would cost."""
     job = prepare(model, to, bits=bits, type=type, out=out, split_bytes=split_bytes, asked=asked)
-    return job, estimate(job.plan, threads or usable_cores())
+    return job, _cost(job, asked, threads or usable_cores())
+
+
+def _cost(job: Job, asked: Asked, threads: int) -> Estimate:
+    if not job.calibrated:
+        return estimate(job.plan, threads, job.codes.fitted(job.plan))
+    from qconvert.cost import cost_of
+
+    return cost_of(job, asked, threads)
 
 
 def convert(
@@ -213,20 +226,20 @@ def run(
 ) -> Conversion:
     """Do what `prepare` decided."""
     begin = time.perf_counter()
-    raise_if_any(obstacles(job, force=force))
     threads = threads or usable_cores()
-    model = job.source.folder
+    raise_if_any([*obstacles(job, force=force), *shortages(job, asked, threads)])
     calibrated = None
     if job.calibrated:
         job, calibrated = _calibrated(job, asked, threads, blocks)
     try:
         _stream(job, threads, progress)
     except OSError as fault:
-        raise _failed(fault, job.path) from fault
+        kept = None if calibrated is None else work_folder(job, asked)
+        raise _failed(fault, job, kept) from fault
     if calibrated is not None and calibrated.work is None:
         shutil.rmtree(work_folder(job, asked), ignore_errors=True)
     return Conversion(
-        model,
+        job.model,
         job.plan.target,
         job.plan.type,
         job.files,
@@ -268,6 +281,15 @@ def obstacles(job: Job, *, force: bool = False) -> list[Reason]:
         for file in job.files
         if file.resolve() in inputs
     ] or output_problems(job.files, job.plan.nbytes, force=force)
+
+
+def shortages(job: Job, asked: Asked, threads: int | None = None) -> list[Reason]:
+    """What this machine lacks now for a calibrated conversion: memory, disk for the work folder."""
+    if not job.calibrated:
+        return []
+    from qconvert import cost
+
+    return cost.shortages(job, asked, threads or usable_cores())
 
 
 def _stream(job: Job, threads: int, progress: Progress) -> None:
@@ -329,11 +351,18 @@ def _source_bytes(tensor: OutputTensor) -> int:
     return 0 if tensor.source is None else tensor.source.nbytes
 
 
-def _failed(fault: OSError, path: Path) -> Refused:
-    """An error of the system while writing, as a refusal: the writer has cleaned up."""
-    if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return refuse(
-            f"the disk is full: {path} could not be written ({fault.strerror}); nothing was left",
-            "free some space, name another place with --out, or choose fewer bits",
+def _failed(fault: OSError, job: Job, work: Path | None) -> Refused:
+    """An error of the system while writing, as a refusal: the writer has cleaned up. `work`: the
+    folder of the finished blocks, which stay."""
+    left = "nothing was left"
+    remedy = "free some space, name another place with --out, or choose fewer bits"
+    if work is not None:
+        left = f"the finished blocks are kept in {work}"
+        remedy = (
+            "free some space and give the same command again, or write them to another place: "
+            f"qconvert {work} --to {job.target.name} --out OTHER"
         )
-    return refuse(f"{path} could not be written: {fault}")
+    if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        problem = f"the disk is full: {job.path} could not be written ({fault.strerror}); {left}"
+        return refuse(problem, remedy)
+    return refuse(f"{job.path} could not be written: {fault}; {left}")

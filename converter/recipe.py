@@ -7,7 +7,7 @@ is refused, with the reason.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qconvert.formats.refusal import Reason, raise_if_any
 from qconvert.formats.target import Plan
@@ -17,9 +17,10 @@ USUAL_FIT = "weighted"
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Three slots. `guarded`: a round is kept for a tensor only where it lowers the output error on
-    rows that were held out. `mixed`: errors of v are measured behind attention, as its heads mix
-    the tokens (`engine.attention`), not token by token."""
+    """What fills the slots. `block_rounds` come after `rounds` and look at a whole block; they are
+    applied from the effort `block_effort` on. `guarded`: a round is kept for a tensor only where it
+    lowers the output error on rows that were held out. `mixed`: errors of v are measured behind
+    attention, as its heads mix the tokens (`engine.attention`), not token by token."""
 
     name: str
     transforms: tuple[str, ...] = ()
@@ -27,15 +28,22 @@ class Recipe:
     rounds: tuple[str, ...] = ()
     guarded: bool = False
     mixed: bool = False
+    block_rounds: tuple[str, ...] = ()
+    block_effort: int = 0
 
     @property
     def steps(self) -> tuple[str, ...]:
-        return (*self.transforms, self.fit, *self.rounds)
+        return (*self.transforms, self.fit, *self.rounds, *self.block_rounds)
+
+    def at(self, effort: int) -> Recipe:
+        """With only what this effort pays for."""
+        return self if effort >= self.block_effort else replace(self, block_rounds=())
 
     @property
     def calibrated(self) -> bool:
         """Whether a step looks at what the linears read."""
-        return bool(self.rounds) or any(name not in GLOBAL for name in self.transforms)
+        rounds = (*self.rounds, *self.block_rounds)
+        return bool(rounds) or any(name not in GLOBAL for name in self.transforms)
 
 
 GLOBAL = ("quarot",)
@@ -43,8 +51,9 @@ GLOBAL = ("quarot",)
 TRANSFORMS = ("quarot", "osplus", "smoothquant", "awq")
 """In the order in which they are applied."""
 FITS = (USUAL_FIT, "minmax", "mse", "hqq")
-ROUNDS = ("nearest", "gptq", "descent", "learned")
+ROUNDS = ("nearest", "gptq", "descent")
 """In the order in which they are applied."""
+BLOCK_ROUNDS = ("learned",)
 
 PRESETS: Mapping[str, Recipe] = {
     one.name: one
@@ -56,9 +65,10 @@ PRESETS: Mapping[str, Recipe] = {
         Recipe("smoothquant", ("smoothquant",), rounds=("nearest",)),
         Recipe("osplus", ("osplus",), rounds=("nearest",)),
         Recipe("quarot", ("quarot",)),
-        Recipe("best", rounds=("gptq", "descent"), guarded=True, mixed=True),
+        Recipe("best", rounds=("gptq", "descent"), guarded=True, mixed=True,
+               block_rounds=("learned",), block_effort=2),
     )
-}
+}  # fmt: skip
 
 
 HUGE = 4_000_000_000
@@ -94,6 +104,8 @@ def parse(text: str) -> Recipe:
         _ordered(rounds, ROUNDS),
         any(part.guarded for part in parts),
         any(part.mixed for part in parts),
+        _ordered({name for part in parts for name in part.block_rounds}, BLOCK_ROUNDS),
+        min((part.block_effort for part in parts if part.block_rounds), default=0),
     )
 
 
@@ -104,6 +116,8 @@ def _part(name: str) -> Recipe:
         return Recipe(name, fit=name)
     if name in TRANSFORMS:
         return Recipe(name, (name,))
+    if name in BLOCK_ROUNDS:
+        return Recipe(name, block_rounds=(name,))
     return Recipe(name, rounds=(name,))
 
 
@@ -113,7 +127,7 @@ def _ordered(names: set[str], order: Sequence[str]) -> tuple[str, ...]:
 
 def known() -> tuple[str, ...]:
     """Every name that `parse` takes, presets first."""
-    found = (*PRESETS, *TRANSFORMS, *FITS, *ROUNDS)
+    found = (*PRESETS, *TRANSFORMS, *FITS, *ROUNDS, *BLOCK_ROUNDS)
     return tuple(dict.fromkeys(found))
 
 

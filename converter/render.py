@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qconvert.layer_report import calibration_rows
+from qconvert.layer_report import calibration_rows, method_line, planned_rows, work_rows
 from qconvert.units import duration, size
 
 if TYPE_CHECKING:
@@ -107,14 +107,17 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
 
 def plan_tables(result: Mapping[str, Any]) -> list[Any]:
     """`facts.of_plan` for people."""
-    cost, free = result["estimate"], result["disk_free_bytes"]
+    cost, free, data = result["estimate"], result["disk_free_bytes"], result["calibrating"]
     rows = [
         ("model", f"{result['model']} ({result['model_type']})"),
         ("output", "\n".join(result["files"])),
         ("type", f"{result['target']} {result['type']}"),
         ("size", f"{size(result['bytes'])}, {result['bits_per_weight']:.2f} bits per weight"),
+        *([("method", method_line(result))] if result["method"] else ()),
+        *(planned_rows(data) if data else ()),
         ("memory", f"about {size(cost['peak_memory_bytes'])} at most"),
         ("disk", size(cost["disk_bytes"]) + ("" if free is None else f" of {size(free)} free")),
+        *(work_rows(data) if data else ()),
         ("time", f"about {duration(cost['seconds'])}"),
     ]
     obstacles = [

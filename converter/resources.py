@@ -35,6 +35,70 @@ def peak_resident_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def resident_bytes() -> int:
+    """The resident size of this process."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+def available_memory() -> int:
+    """Bytes that may still be taken: of the machine, and of the control groups of this process."""
+    import psutil
+
+    return min([int(psutil.virtual_memory().available), *group_rooms()])
+
+
+def group_rooms(
+    listing: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> list[int]:
+    """What is left in each control group of this process that has a limit (Linux), version 1 or 2.
+
+    Pages that the kernel drops when memory is short do not count as used.
+    """
+    try:
+        lines = [line.split(":", 2) for line in listing.read_text().splitlines()]
+    except OSError:
+        return []
+    found = []
+    for _, controllers, place in lines:
+        if controllers not in ("", "memory"):
+            continue
+        base = root / controllers
+        folder = base / place.strip("/")
+        for one in (folder, *folder.parents):
+            room = _group_room(one)
+            if room is not None:
+                found.append(room)
+            if one == base:
+                break
+    return found
+
+
+def _group_room(folder: Path) -> int | None:
+    """Of one control group; None without a limit. "max", and near 2^63 in version 1, is none."""
+    for limit, used, dropped in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            most = (folder / limit).read_text().strip()
+            if most.isdigit() and int(most) < 1 << 60:
+                stat = dict(
+                    line.split() for line in (folder / "memory.stat").read_text().splitlines()
+                )
+                taken = int((folder / used).read_text()) - int(stat.get(dropped, 0))
+                return max(0, int(most) - taken)
+        except OSError:
+            continue
+    return None
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files below `folder`; 0 when it is not there."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def free_bytes(folder: Path) -> int | None:
     """Free space where `folder` lies, or None when the system does not say."""
     try:

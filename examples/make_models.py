@@ -10,7 +10,7 @@ bfloat16, under the names and conventions of Hugging Face, with its tokenizer an
 Its weights lie on a 4-bit grid, so any asymmetric 4-bit type looks lossless on them, and its rows
 of 576 take no super-block of 256. The wide twin computes the same function at hidden 768 with dense
 weights that are off the grid; every comparison between types is made there. It needs torch and
-transformers (the extra "reference"); the first folder needs neither.
+transformers; the first folder needs neither.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Convert a tiny random model and read it back: the whole way, in a few seconds and no download.
 
-    python examples/roundtrip.py        # making the model needs safetensors (extra "reference")
+    python examples/roundtrip.py        # without data: --method rtn
 
-Shows the Python side of `qconvert MODEL --to gguf --type Q8_0`: `convert`, the target's reader, and
-`weights`, which gives the decoded values under the checkpoint's own names.
+Shows the Python side of `qconvert MODEL --to gguf --type Q8_0 --method rtn`: `convert`, the
+target's reader, and `weights`, which gives the decoded values under the checkpoint's own names.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from qconvert.asked import Asked
 from qconvert.checkpoint import open_checkpoint
 from qconvert.formats.target import target_named
 from qconvert.pipeline import convert
@@ -102,7 +103,8 @@ def main() -> None:
         model = Path(folder) / "tiny"
         write_model(model)
         for kind in ("BF16", "Q8_0", "Q4_K_M"):
-            done = convert(model, to="gguf", type=kind, out=Path(folder) / f"tiny-{kind}.gguf")
+            path = Path(folder) / f"tiny-{kind}.gguf"
+            done = convert(model, to="gguf", type=kind, out=path, asked=Asked(method="rtn"))
             error = largest_error(model, done.files[0])
             print(f"{kind}: {done.bits_per_weight:.2f} bits per weight, largest error {error:.5f}")
 

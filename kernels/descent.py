@@ -49,7 +49,7 @@ class Levels:
     def of(cls, levels: Floats) -> Levels:
         gaps = np.diff(levels)
         whole = bool((gaps == 1).all())
-        middles = NONE if whole else (levels[1:] + levels[:-1]) / 2
+        middles = NONE if whole else (levels[1:] + levels[:-1]) / np.float32(2)
         return cls(levels[0], levels[-1], middles, NONE if whole else gaps)
 
 
@@ -118,11 +118,11 @@ def descend(
     fields = (chosen, state.scale, state.offset, state.d, state.dmin)
     (gradient, *padded), count = _padded(rows, gradient, *fields)
     change = np.empty((cols, count), np.float32)
-    limits = _limits(search)
+    limits = limits_of(search)
     run(
         gradient, np.ascontiguousarray(moments), cols // len(state.scale), kind,
         known.low, known.high, known.middles, known.gaps,
-        np.float32(limits[0]), np.float32(limits[1]), _low_bits(search),
+        np.float32(limits[0]), np.float32(limits[1]), low_bits_of(search),
         *padded, change, sweeps, parameters,
     )  # fmt: skip
     for mine, found in zip(fields, padded, strict=True):
@@ -131,7 +131,7 @@ def descend(
     return change[:, :rows]
 
 
-def _limits(search: Any) -> tuple[float, float]:
+def limits_of(search: Any) -> tuple[float, float]:
     """Range of the whole numbers among the parameters."""
     if isinstance(search, SuperSymmetric):
         return search.scale_lo, search.scale_hi
@@ -140,7 +140,7 @@ def _limits(search: Any) -> tuple[float, float]:
     return (0, search.top) if isinstance(search, ZeroPoint) else (0, 0)
 
 
-def _low_bits(search: Any) -> int:
+def low_bits_of(search: Any) -> int:
     """How scales are rounded when they are stored, as `kernels.fit.SHORTENED` says."""
     return SHORTENED[getattr(search, "scale", "float16")]
 

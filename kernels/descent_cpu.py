@@ -282,7 +282,8 @@ def descend(
             level = load(chosen, j * rows + row)
             store(g, j * LANES, load(gradient, j * rows + row))
             store(levels, j * LANES, level)
-            store(before, j * LANES, load(a, j // size * LANES) * level + load(b, j // size * LANES))
+            k = j // size * LANES
+            store(before, j * LANES, load(a, k) * level + load(b, k))
         for _ in range(sweeps):
             for k in range(groups):
                 first, last, at = k * size, k * size + size, k * rows + row
@@ -303,9 +304,7 @@ def descend(
                         load(scale, at), kind, limits, low_bits,
                     )  # fmt: skip
                     if kind == 4:
-                        z = _move_zero(
-                            g, h, cols, sums, p, first, last, new, zero_point, limits
-                        )
+                        z = _move_zero(g, h, cols, sums, p, first, last, new, zero_point, limits)
                         store(offset, at, z)
                 store(scale, at, s)
                 _read_lines_of(a, b, k, rows, row, kind, scale, offset, shared, lowest)

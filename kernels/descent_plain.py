@@ -42,7 +42,8 @@ def _nearest(v: Floats, low: np.float32, high: np.float32, middles: Floats, gaps
 def _code(v: Floats, low: np.float32, high: np.float32, middles: Floats) -> Floats:
     if not middles.size:
         return _clamp(np.rint(v), low, high) - low
-    return (v > middles[:, None]).sum(0).astype(np.float32)
+    found: Floats = (v > middles[:, None]).sum(0).astype(np.float32)
+    return found
 
 
 def feed_back(
@@ -98,7 +99,7 @@ class _Panel:
         return np.where(total > TINY, total, TINY)
 
     def slope(self, p: Floats, first: int, last: int) -> Floats:
-        total = np.zeros_like(p[0])
+        total: Floats = np.zeros_like(p[0])
         for j in range(first, last):
             total = total + p[j] * self.g[j]
         return total

@@ -21,7 +21,7 @@ from qconvert.formats.refusal import MissingRuntime, Reason, Refused
 from qconvert.formats.source import Source
 
 ATTENTION = "eager"
-INSTALL = "pip install 'qconvert[reference]'"
+INSTALL = "pip install qconvert"
 
 Seen = Callable[[str, NDArray[np.float32]], None]
 """Called with each decoded tensor, by its name in the checkpoint, before it is placed."""

@@ -35,7 +35,7 @@ def factor(damped_moments: torch.Tensor, name: str) -> torch.Tensor:
             "give more calibration text (--calib-rows), or use --method rtn",
         )
     unit = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-    inverse = torch.linalg.solve_triangular(lower, unit, upper=False)
+    inverse: torch.Tensor = torch.linalg.solve_triangular(lower, unit, upper=False)
     return inverse.flip(0, 1).float().contiguous()
 
 

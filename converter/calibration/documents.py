@@ -163,7 +163,7 @@ def _from_parquet(file: Path) -> Iterator[Document]:
         raise MissingRuntime(
             "reading parquet",
             "no module pyarrow",
-            "pip install pyarrow, or save the rows as .jsonl",
+            "pip install 'qconvert[parquet]', or save the rows as .jsonl",
         ) from None
     try:
         number = 0

@@ -18,7 +18,7 @@ from qconvert.formats.refusal import MissingRuntime, refuse
 
 BATCH = 16  # rows that go together; fixed, as logits may depend on it in their last bits
 ROOM = 1.15  # what loading needs besides weights, cache and logits: buffers, one layer's work
-INSTALL = "pip install 'qconvert[reference]'"
+INSTALL = "pip install qconvert"
 OTHERWISE = "take --calib default, or a text: they need no model in memory"
 
 

@@ -37,7 +37,8 @@ class Outputs:
             with torch.no_grad():
                 return float(self._error(row))
 
-        return sum(self.stream.pool.map(work, rows)) / self._tokens(rows)
+        errors: list[float] = self.stream.pool.map(work, rows)
+        return sum(errors) / self._tokens(rows)
 
     def slopes(
         self, weights: Mapping[str, torch.Tensor], rows: Sequence[int]

@@ -20,16 +20,18 @@ from numpy.typing import NDArray
 
 from qconvert.algorithms.registry import transforms
 from qconvert.algorithms.slots import Setting
-from qconvert.engine.block import Block
+from qconvert.engine.block import Block, Key
+from qconvert.engine.heap import give_back
 from qconvert.engine.observe import Sight, held_rows, input_records, observe
 from qconvert.engine.outer import write_outer
 from qconvert.engine.parts import Stored
 from qconvert.engine.pieces import after, pieces
 from qconvert.engine.record import BlockRecord
-from qconvert.engine.rows import kept_rows, mapped_rows, written
+from qconvert.engine.rows import kept_rows, mapped_rows, scratch, written
 from qconvert.engine.skeleton import read_block, skeleton
 from qconvert.engine.solve import Solved, solve
 from qconvert.engine.stream import Stream, Workers, workers
+from qconvert.engine.together import together
 from qconvert.engine.work import Work
 from qconvert.formats.grid import Grid
 from qconvert.formats.source import Source
@@ -88,6 +90,7 @@ class Engine:
             if index < missing[-1]:
                 self.told(f"block {index}: passing on", done, self.blocks, None)
                 rows = self._pass_on(stream, quantized, rows)
+            give_back()
         self.work.retire_rows(self.blocks)
 
     def _latest(self, missing: int, hidden: torch.Tensor) -> tuple[int, torch.Tensor]:
@@ -112,7 +115,7 @@ class Engine:
     def _finished(self, block: Block) -> Block:
         """The block as an earlier run has left it."""
         stored = self.work.read_block(block.index)
-        changed = {}
+        changed: dict[Key, torch.Tensor] = {}
         for tensor in self.source.tensors:
             if tensor.block != block.index:
                 continue
@@ -135,6 +138,7 @@ class Engine:
         block, sight = self._transformed(block, sight, grids)
         self.told(f"block {block.index}: optimising", done, self.blocks, None)
         solved = list(self._solved(block, sight, grids))
+        solved = self._together(block, sight, rows, stream, solved)
         finished = block.changed({(one.role, "weight"): one.values for one in solved})
         record = BlockRecord(
             block.index,
@@ -164,6 +168,23 @@ class Engine:
                 name, w = self._name(block.index, role), block.weight(role)
                 cut = pieces(self.source, block, role, sight)
                 yield solve(name, role, w, cut, grids[role], self.recipe, self.setting)
+
+    def _together(
+        self, block: Block, sight: Sight, rows: torch.Tensor, stream: Stream, solved: list[Solved]
+    ) -> list[Solved]:
+        """The rounds of the recipe that look at the whole block."""
+        if not self.recipe.block_rounds or not solved:
+            return solved
+        path = self.work.rows(block.index, "float")
+        cut = {one.role: pieces(self.source, block, one.role, sight) for one in solved}
+        grids = self._grids(block.index)
+        with scratch(path, (rows.shape[0], rows.shape[1], rows.shape[2])) as wanted:
+            for name in self.recipe.block_rounds:
+                self.told(f"block {block.index}: {name}", 0, self.blocks, None)
+                solved = together(
+                    name, block, grids, cut, solved, stream, rows, wanted, self.setting
+                )
+        return solved
 
     def _stored(self, block: Block, solved: list[Solved]) -> Stored:
         quantized = {one.record.name: one.tensor for one in solved}

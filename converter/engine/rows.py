@@ -65,6 +65,20 @@ def written(path: Path, shape: Shape, job: str) -> Iterator[torch.Tensor]:
         part.unlink(missing_ok=True)
 
 
+@contextmanager
+def scratch(path: Path, shape: Shape) -> Iterator[torch.Tensor]:
+    """A tensor to fill, in a file beside `path` that is gone when the block ends."""
+    part = part_of(path)
+    try:
+        with part.open("wb") as file:
+            _reserve(file.fileno(), 4 * math.prod(shape))
+        yield torch.from_numpy(np.memmap(part, np.float32, "r+", shape=shape))
+    except OSError as fault:
+        raise unwritable(fault, path) from fault
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def _stored(path: Path, size: int) -> bytes:
     with path.open("rb") as file:
         file.seek(size)

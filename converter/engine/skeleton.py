@@ -121,7 +121,7 @@ def skeleton(source: Source, device: torch.device) -> Skeleton:
 
 def read_block(source: Source, index: int, device: torch.device) -> Block:
     """The float32 tensors of block `index`."""
-    tensors = {
+    tensors: dict[Key, torch.Tensor] = {
         (tensor.role, tensor.part): _tensor(source, tensor).to(device)
         for tensor in source.tensors
         if tensor.block == index
@@ -148,7 +148,7 @@ def _tensor(source: Source, tensor: SourceTensor) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(source.rows(tensor, 0, stop)))
 
 
-def _outer_weights(source: Source, used: NDArray[np.intp]) -> dict[str, torch.Tensor]:
+def _outer_weights(source: Source, used: NDArray[np.integer[Any]]) -> dict[str, torch.Tensor]:
     """Weights before the blocks by path: of the embedding only the rows `used`."""
     family = FAMILIES[source.model_type]
     roles = {module.role: module for module in family.before}
@@ -164,7 +164,9 @@ def _outer_weights(source: Source, used: NDArray[np.intp]) -> dict[str, torch.Te
     return found
 
 
-def _picked(source: Source, tensor: SourceTensor, used: NDArray[np.intp]) -> NDArray[np.float32]:
+def _picked(
+    source: Source, tensor: SourceTensor, used: NDArray[np.integer[Any]]
+) -> NDArray[np.float32]:
     """Rows `used` (ascending) of a matrix that is never held whole."""
     parts = []
     for start in range(0, tensor.shape[0], EMBEDDING_ROWS):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -60,6 +60,27 @@ def solve(
     return Solved(role, tensor, values, record)
 
 
+def judged(
+    solved: Solved,
+    tensor: QuantizedTensor,
+    step: str,
+    w: torch.Tensor,
+    pieces: Sequence[Piece],
+    grid: Grid,
+) -> Solved:
+    """The linear with the codes that `step` found, and the error of its own output for these."""
+    values = torch.from_numpy(np.ascontiguousarray(grid.decode(tensor))).to(w.device)
+    errors = [
+        _power((w - values)[one.rows], one.held) / (_power(w[one.rows], one.held) or 1.0)
+        for one in pieces
+    ]
+    record = solved.record
+    steps = (*record.steps, step)
+    return Solved(
+        solved.role, tensor, values, replace(record, error=_mean(errors, pieces), steps=steps)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     tensor: QuantizedTensor
@@ -92,6 +113,11 @@ def _solve(
 
 def _error(tensor: QuantizedTensor, task: Task) -> float:
     return output_error(decoded(task, tensor), task, task.held)
+
+
+def _power(w: torch.Tensor, second: torch.Tensor) -> float:
+    """Mean over tokens of |w x|^2."""
+    return float(((w @ second) * w).double().sum())
 
 
 def _mean(errors: Sequence[float], pieces: Sequence[Piece]) -> float:

@@ -49,17 +49,19 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in shown
 
 
-def test_converts_without_a_sub_command(
+def test_converts_without_a_sub_command_calibrated(
     tiny_model: Tiny, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny_model("llama")
     capsys.readouterr()
-    assert run([str(model), "--to", "gguf", "--bits", "4"]) == 0
+    few = ["--calib-rows", "4", "--calib-length", "32"]
+    assert run([str(model), "--to", "gguf", "--bits", "4", *few]) == 0
     (name,) = left()
     assert name.endswith("Q4_K_M.gguf")
     out, err = capsys.readouterr()
     assert name in out
-    assert "bits per weight" in out
+    for part in ("bits per weight", "best (weighted, gptq, descent)", "default: 4 rows of 32"):
+        assert part in out
     assert err == ""
 
 

@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
+from qconvert.asked import Asked
 from qconvert.formats.gguf.grids import GRIDS
 from qconvert.importance import importance
 from qconvert.pipeline import convert, prepare
@@ -19,8 +20,9 @@ def test_file_holds_the_codes_that_were_fitted(
     tiny_model: Callable[..., Path], tmp_path: Path, mix: str
 ) -> None:
     model = tiny_model("llama")
-    job = prepare(model, type=mix, out=tmp_path / "out.gguf")
-    convert(model, type=mix, out=tmp_path / "out.gguf")
+    rtn = Asked(method="rtn")
+    job = prepare(model, type=mix, out=tmp_path / "out.gguf", asked=rtn)
+    convert(model, type=mix, out=tmp_path / "out.gguf", asked=rtn)
     stored = {t.name: t for t in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
     compared = 0
     for tensor in job.plan.tensors:

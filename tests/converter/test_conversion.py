@@ -6,18 +6,21 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from qconvert import estimate
+from qconvert.asked import Asked
 from qconvert.checkpoint import open_checkpoint
 from qconvert.formats.refusal import Refused
 from qconvert.formats.target import target_named
-from qconvert.pipeline import convert
+from qconvert.pipeline import convert as convert_by
 
 Tiny = Callable[..., Path]
+convert = partial(convert_by, asked=Asked(method="rtn"))  # weight by weight
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "gpt_neox", "gpt2")
 ROOT = Path(__file__).parents[2]
 
@@ -80,11 +83,12 @@ def test_a_weight_beyond_the_scale_is_refused_by_name(tiny_copy: Tiny, tmp_path:
 
 LIMITED = """
 import resource, sys
+from qconvert.asked import Asked
 from qconvert.formats.refusal import Refused
 from qconvert.pipeline import convert
 resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 try:
-    convert(sys.argv[1], "gguf", bits=8, out=sys.argv[2])
+    convert(sys.argv[1], "gguf", bits=8, out=sys.argv[2], asked=Asked(method="rtn"))
 except Refused as refused:
     print(refused)
 """

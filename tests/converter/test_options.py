@@ -57,6 +57,7 @@ ALL: dict[str, tuple[str, Any, Any]] = {
     "--seed": ("seed", "5", 5),
     "--effort": ("effort", "2", 2),
     "--device": ("device", "cuda", "cuda"),
+    "--compute": ("compute", "float32", "float32"),
     "--work": ("work", "w", Path("w")),
     "--keep-work": ("keep_work", None, True),
     "--resume": ("resume", None, True),

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qconvert import estimate, pipeline, resources
+from qconvert.asked import Asked
 from qconvert.checkpoint import Checkpoint, open_checkpoint
 from qconvert.formats.refusal import Refused
 from qconvert.formats.source import Source
@@ -22,6 +24,9 @@ from qconvert.formats.target import OutputTensor, Plan, Request
 from qconvert.formats.tensor import QuantizedTensor
 
 Tiny = Callable[..., Path]
+RTN = Asked(method="rtn")  # weight by weight: the target here keeps what it is given
+convert = partial(pipeline.convert, asked=RTN)
+plan = partial(pipeline.plan, asked=RTN)
 Written = dict[str, list[Any]]
 
 
@@ -139,7 +144,7 @@ def test_every_weight_arrives_whatever_the_chunk(
 ) -> None:
     monkeypatch.setattr(estimate, "CHUNK", chunk)
     folder = tiny_model(family, dtype="bfloat16")
-    pipeline.convert(folder, "keeper", out=tmp_path)
+    convert(folder, "keeper", out=tmp_path)
     source = open_checkpoint(folder)
     written = keeper.sink.written
     assert list(written) == ["made", *(tensor.name for tensor in source.tensors)]
@@ -157,7 +162,7 @@ def test_rows_that_change_places_come_whole_and_others_in_chunks(
     tiny_model: Tiny, keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(estimate, "CHUNK", 256 * 100)
-    pipeline.convert(tiny_model("llama"), "keeper", out=tmp_path)
+    convert(tiny_model("llama"), "keeper", out=tmp_path)
     chunks = {name: len(parts) for name, parts in keeper.sink.written.items()}
     assert chunks["model.layers.0.self_attn.q_proj.weight"] == 1
     assert chunks["model.layers.0.self_attn.o_proj.weight"] == 1
@@ -168,9 +173,7 @@ def test_rows_that_change_places_come_whole_and_others_in_chunks(
 def test_what_a_conversion_tells(tiny_model: Tiny, keeper: Keeper, tmp_path: Path) -> None:
     folder = tiny_model("llama")
     steps: list[tuple[str, int, int]] = []
-    done = pipeline.convert(
-        folder, "keeper", out=tmp_path / "x", progress=lambda *step: steps.append(step)
-    )
+    done = convert(folder, "keeper", out=tmp_path / "x", progress=lambda *step: steps.append(step))
     assert done.files == (tmp_path / "x",)
     assert done.nbytes == 4
     assert done.seconds > 0
@@ -193,7 +196,7 @@ def test_the_default_name_goes_into_a_folder_or_here(
     folder = tiny_model("llama")
     assert pipeline.prepare(folder, "keeper", out=tmp_path).path == tmp_path / "model.keeper"
     monkeypatch.chdir(tmp_path)
-    assert pipeline.convert(folder, "keeper").files[0].read_text() == "kept"
+    assert convert(folder, "keeper").files[0].read_text() == "kept"
     assert (tmp_path / "model.keeper").exists()
 
 
@@ -201,7 +204,7 @@ def test_a_plan_reads_no_weight_and_writes_nothing(
     tiny_model: Tiny, keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Checkpoint, "rows", unread)
-    job, cost = pipeline.plan(tiny_model("llama"), "keeper", out=tmp_path)
+    job, cost = plan(tiny_model("llama"), "keeper", out=tmp_path)
     assert job.plan.type == "BYTES"
     assert cost.disk_bytes == job.plan.nbytes
     assert cost.seconds > 0
@@ -219,14 +222,14 @@ def unread(*_: object) -> NDArray[np.float32]:
 def refused(folder: Path, out: Path, **options: Any) -> str:
     before = sorted(out.parent.iterdir()) if out.parent.is_dir() else []
     with pytest.raises(Refused) as caught:
-        pipeline.convert(folder, "keeper", out=out, **options)
+        convert(folder, "keeper", out=out, **options)
     assert (sorted(out.parent.iterdir()) if out.parent.is_dir() else []) == before
     return str(caught.value)
 
 
 def test_bad_target_and_bad_model_are_told_together(tmp_path: Path) -> None:
     with pytest.raises(Refused) as caught:
-        pipeline.convert(tmp_path / "none", "no-such-target")
+        convert(tmp_path / "none", "no-such-target")
     assert "unknown target 'no-such-target'" in str(caught.value)
     assert "no such folder" in str(caught.value)
 
@@ -240,7 +243,7 @@ def test_an_output_that_exists_stays_unless_forced(
         patch.setattr(Checkpoint, "rows", unread)
         assert "--force" in refused(tiny_model("llama"), out)
     assert out.read_text() == "precious"
-    pipeline.convert(tiny_model("llama"), "keeper", out=out, force=True)
+    convert(tiny_model("llama"), "keeper", out=out, force=True)
     assert out.read_text() == "kept"
 
 
@@ -261,7 +264,7 @@ def test_an_output_folder_that_does_not_exist(
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write")
 def test_an_output_folder_that_cannot_be_written(tiny_model: Tiny, keeper: Keeper) -> None:
     with pytest.raises(Refused, match="cannot write to /proc"):
-        pipeline.convert(tiny_model("llama"), "keeper", out="/proc/x")
+        convert(tiny_model("llama"), "keeper", out="/proc/x")
 
 
 def test_too_small_a_disk_is_seen_before_a_weight_is_read(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from qconvert.formats.gguf.grids import GRIDS
 from qconvert.formats.integer import IntegerGrid
 from qconvert.kernels.descent import NONE, State, descend, feed_back

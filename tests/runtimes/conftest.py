@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from qconvert.asked import Asked
 from qconvert.checkpoint import Checkpoint, open_checkpoint
 from qconvert.pipeline import convert
 from qconvert.runtimes.llamacpp import RUNTIME, LlamaCpp
@@ -60,7 +61,7 @@ def tiny_gguf(
     def build(type: str = "Q8_0", family: str = "llama") -> Path:
         path = folder / f"tiny-{family}-{type}.gguf"
         if not path.exists():
-            convert(tiny_model(family), type=type, out=path, threads=1)
+            convert(tiny_model(family), type=type, out=path, threads=1, asked=Asked(method="rtn"))
         return path
 
     return build

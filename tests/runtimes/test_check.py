@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from qconvert.asked import Asked
 from qconvert.checkpoint import Checkpoint, open_checkpoint
 from qconvert.formats.gguf.target import TARGET
 from qconvert.formats.refusal import MissingRuntime, Refused
@@ -112,7 +113,7 @@ def damaged(tiny_copy: Callable[..., Path], tmp_path: Path) -> Callable[..., Pat
         fault(tensors)
         save_file(tensors, path, metadata={"format": "pt"})
         out = tmp_path / f"{fault.__name__}-{type}.gguf"
-        convert(folder, type=type, out=out, threads=1)
+        convert(folder, type=type, out=out, threads=1, asked=Asked(method="rtn"))
         return out
 
     return build

@@ -4,8 +4,10 @@ Cheng et al. 2023, "Optimize Weight Rounding via Signed Gradient Descent" (AutoR
 gets the code round(w / scale + v), and v takes small steps against the sign of the gradient, which
 passes through the rounding as if it were not there. The paper starts at v = 0, from the nearest
 codes. Here the start is whatever the rounds before found: v is measured from its codes, and a code
-can move by one. Parameters stay as they are: `learned` needs codes and lines alone, so it works on
-every grid, tables of levels included, where positions in the table stand for w / scale.
+can move by one. A weight whose code is not its nearest begins as near to the border between two
+codes as it would on the other side of it. Parameters stay as they are: `learned` needs codes and
+lines alone, so it works on every grid, tables of levels included, where positions in the table
+stand for w / scale.
 """
 
 from __future__ import annotations
@@ -27,14 +29,20 @@ from qconvert.formats.tensor import QuantizedTensor
 class Learned:
     """`iterations` at effort 1, times the effort up to `most`; each looks at `batch` rows. Steps
     shrink linearly to nothing, and a weight that always goes one way comes `reach` codes far.
-    `checks` times on the way the error of the held rows is looked at, and the best is kept."""
+
+    Every `every` iterations the error of the held rows is looked at, and the best codes are kept.
+    The paper goes on from where it is; from codes that are good already that leads astray, as all
+    weights take steps of one size. So here what has raised the error is taken back and steps become
+    `retreat` times as large; after what has not, `advance` times. 1 for both: the paper."""
 
     iterations: int = 50
     most: int = 200  # as in the paper
     batch: int = 8
     reach: float = 0.5
-    margin: float = 0.49  # where a code begins that is further than that from its weight
-    checks: int = 10
+    margin: float = 0.49  # how far from its first code a weight begins at most
+    every: int = 2
+    retreat: float = 0.5
+    advance: float = 1.5
     name: str = "learned"
     summary: str = "rounding by signed gradients of the block's output (AutoRound, 2023)"
 
@@ -45,23 +53,29 @@ class Learned:
             role: _Moving.of(tensor, task.weights[role], task.grids[role], self.margin)
             for role, tensor in start.items()
         }
-        least = task.error.mean(_values(moving), task.held)
-        best = {role: tensor.codes for role, tensor in start.items()}
+        least, stretch = task.error.mean(_values(moving), task.held), 1.0
+        best = {role: one.offset.clone() for role, one in moving.items()}
         count = min(self.most, self.iterations * max(1, task.setting.effort))
-        every = max(1, count // self.checks)
         for done, rows in enumerate(_batches(task.fit, self.batch, count, task.setting), 1):
             slopes = task.error.slopes(_values(moving), rows)
-            step = 2 * self.reach / count * (1 - (done - 1) / count)
+            step = stretch * 2 * self.reach / count * (1 - (done - 1) / count)
             for role, one in moving.items():
                 one.move(slopes[role], step)
             del slopes
-            if done % every and done < count:
+            if done % self.every and done < count:
                 continue
             error = task.error.mean(_values(moving), task.held)
-            if error < least:
-                least, best = error, {role: one.codes() for role, one in moving.items()}
+            if error <= least:
+                least, stretch = error, stretch * self.advance
+                _copy(moving, best)
+            elif self.retreat < 1:
+                stretch *= self.retreat
+                for role, one in moving.items():
+                    one.offset.copy_(best[role])
+        for role, one in moving.items():
+            one.offset.copy_(best[role])
         return {
-            role: QuantizedTensor(tensor.grid, best[role], tensor.params)
+            role: QuantizedTensor(tensor.grid, moving[role].codes(), tensor.params)
             for role, tensor in start.items()
         }
 
@@ -84,9 +98,11 @@ class _Moving:
         shift = None if lines.offset is None else torch.from_numpy(lines.offset).to(device)
         by = torch.from_numpy(inverse(lines.scale)).to(device)
         at = _grouped(w, by)
-        at = (at * by[..., None] if shift is None else (at - shift[..., None]) * by[..., None])
+        at = at * by[..., None] if shift is None else (at - shift[..., None]) * by[..., None]
         levels = torch.from_numpy(np.ascontiguousarray(grid.levels)).to(device)
-        offset = _positions(at.reshape(w.shape), levels).sub_(first).clamp_(-margin, margin)
+        offset = _positions(at.reshape(w.shape), levels).sub_(first)
+        turned = offset.sign() * (1 - offset.abs()).clamp_(min=0)
+        offset = torch.where(offset.abs() > 0.5, turned, offset).clamp_(-margin, margin)
         return cls(first, offset, torch.from_numpy(lines.scale).to(device), shift, levels)
 
     def move(self, slope: torch.Tensor, step: float) -> None:
@@ -107,6 +123,11 @@ class _Moving:
         if self.shift is not None:
             found.add_(self.shift[..., None])
         return found.reshape(self.first.shape)
+
+
+def _copy(moving: Mapping[str, _Moving], into: Mapping[str, torch.Tensor]) -> None:
+    for role, one in moving.items():
+        into[role].copy_(one.offset)
 
 
 def _values(moving: Mapping[str, _Moving]) -> dict[str, torch.Tensor]:
@@ -130,7 +151,8 @@ def _batches(
     rows: Sequence[int], size: int, count: int, setting: Setting
 ) -> Iterator[Sequence[int]]:
     """`count` batches; all rows are seen once, in an order by chance, before any is seen again."""
-    random, left = np.random.default_rng(setting.seed), []
+    random = np.random.default_rng(setting.seed)
+    left: list[int] = []
     for _ in range(count):
         batch: list[int] = []
         while len(batch) < min(size, len(rows)):

@@ -23,6 +23,7 @@ from qconvert.algorithms.curvature import damped
 from qconvert.algorithms.panels import Panels, joined
 from qconvert.algorithms.rounds.nearest import ROUND as NEAREST
 from qconvert.algorithms.slots import Fit, Task
+from qconvert.algorithms.wide import refit
 from qconvert.formats.tensor import QuantizedTensor
 from qconvert.kernels.descent import NONE, State, descend
 
@@ -32,7 +33,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Descent:
-    """`sweeps` over all columns, times the effort."""
+    """`sweeps` over all columns, times the effort; one where there is to be no effort."""
 
     sweeps: int = 3
     damping: float = 0.01  # share of the mean of the moments' diagonal
@@ -43,7 +44,7 @@ class Descent:
         start = NEAREST(task, fit, None) if start is None else start
         moments = damped(task.second, self.damping).float()
         panels = Panels.of(task)
-        sweeps = self.sweeps * max(1, task.setting.effort)
+        sweeps = self.sweeps * task.setting.effort or 1
 
         def part(rows: slice) -> QuantizedTensor:
             return _part(task, panels, moments, task.w[rows], start.take_rows(rows), sweeps)
@@ -78,6 +79,8 @@ def _part(
                 parameters=not panels.whole_rows,
             )
             gradient += moments[:, span] @ torch.from_numpy(change).to(device)
+        if panels.whole_rows:
+            refit(gradient, moments, chosen, _state(params, slice(0, cols), cols), grid.search)
     return QuantizedTensor(grid.name, _codes(chosen, grid.levels), _stored(params, start.params))
 
 

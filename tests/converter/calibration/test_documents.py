@@ -157,7 +157,7 @@ def test_jsonl_faults_name_the_line(tmp_path: Path) -> None:
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "pyarrow.parquet", raising=False)
-    with pytest.raises(MissingRuntime, match="pip install pyarrow"):
+    with pytest.raises(MissingRuntime, match=r"pip install 'qconvert\[parquet\]'"):
         read_documents(write(tmp_path / "a.parquet", b"PAR1"), MANY)
 
 

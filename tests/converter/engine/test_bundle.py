@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from qconvert import importance, pipeline
+from qconvert.asked import Asked
 from qconvert.checkpoint import Checkpoint, open_checkpoint
 from qconvert.engine import bundle as bundles
 from qconvert.engine.bundle import open_bundle
@@ -49,7 +50,9 @@ def test_writing_from_a_bundle_is_writing_from_the_model(
 ) -> None:
     """GPT-2's tied head has its own grid; Gemma's norms are stored plus one, its q and k turned."""
     model = tiny_model(family, dtype=dtype)
-    direct = pipeline.convert(model, type=kind, out=tmp_path / "direct.gguf")
+    direct = pipeline.convert(
+        model, type=kind, out=tmp_path / "direct.gguf", asked=Asked(method="rtn")
+    )
     work = free.finished(model, tmp_path / "work", kind)
     monkeypatch.setattr(Checkpoint, "rows", lambda *_: pytest.fail("the model was read"))
     grids = {type(grid) for grid in GRIDS.values()}
@@ -216,7 +219,9 @@ def test_the_facts_are_those_of_the_model_as_it_was_quantized(
 ) -> None:
     model = tiny_model("llama", dtype="bfloat16", tie_word_embeddings=True)
     monkeypatch.setattr(pipeline, "open_checkpoint", lambda path: Untied(open_checkpoint(path)))
-    direct = pipeline.convert(model, type="Q8_0", out=tmp_path / "direct.gguf")
+    direct = pipeline.convert(
+        model, type="Q8_0", out=tmp_path / "direct.gguf", asked=Asked(method="rtn")
+    )
     bundle = open_bundle(free.finished(model, tmp_path / "work", "Q8_0"))
     assert not bundle.tied
     assert bundle.config["tie_word_embeddings"] is False

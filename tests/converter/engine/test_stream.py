@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from qconvert.checkpoint import open_checkpoint
 from qconvert.engine.block import READS
 from qconvert.engine.skeleton import read_block, skeleton

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qconvert.asked import Asked
 from qconvert.checkpoint import Checkpoint
 from qconvert.engine import work as works
 from qconvert.engine.parts import Stored
@@ -401,7 +402,7 @@ def test_a_killed_process_leaves_whole_blocks(
     assert interrupted == 3  # else nothing was shown
     with free.begin(model, tmp_path / "work")[0] as work:
         free.fill(work, job)
-    direct = convert(model, type="Q4_0", out=tmp_path / "direct.gguf")
+    direct = convert(model, type="Q4_0", out=tmp_path / "direct.gguf", asked=Asked(method="rtn"))
     again = convert(tmp_path / "work", out=tmp_path / "again.gguf")
     assert again.files[0].read_bytes() == direct.files[0].read_bytes()
 

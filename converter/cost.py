@@ -1,0 +1,288 @@
+"""What a calibrated conversion will cost, and whether this machine can pay it.
+
+Imports torch: only `pipeline`, and only when a recipe looks at data. Sizes follow from the plan
+alone; times from trials of the machine (`rates`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from qconvert import estimate
+from qconvert.asked import Asked
+from qconvert.calibrate import device_of, setting_of, tokens_of
+from qconvert.calibration.rows import SELF
+from qconvert.calibration.selfmade import BATCH, WholeModel
+from qconvert.engine.block import READS
+from qconvert.engine.observe import held_rows
+from qconvert.engine.stream import WAVE_BYTES, compute_type
+from qconvert.engine.work import work_bytes
+from qconvert.estimate import Calibrating, Estimate
+from qconvert.formats.refusal import Reason
+from qconvert.models import dimensions
+from qconvert.pipeline import Job, work_folder
+from qconvert.rates import Rates, measured, seconds_to_search, seconds_to_solve
+from qconvert.resources import available_memory, folder_bytes, free_bytes, resident_bytes
+from qconvert.units import size
+
+_INTERPRETER = 560_000_000
+"""Python with torch, transformers, a tokenizer and loaded kernels, measured."""
+_RETAINED = 1 << 26
+"""What the C library keeps of freed memory, for each thread and for two more, measured."""
+_FACTOR = 8
+"""Matrices [cols, cols] in float64 while one is inverted, the library's copies included."""
+_ERROR = 24
+"""Bytes for each weight of a linear while its output error is taken in float64."""
+_LEAST_ROWS, _LEAST_LENGTH = 8, 64  # that a remedy names: less text does not calibrate
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What memory and time follow from."""
+
+    blocks: int
+    block: int  # weights of the largest
+    largest: int  # weights of its largest linear
+    inputs: Mapping[str, int]  # by the names of READS: channels
+    hidden: int
+    vocabulary: int
+    attended: int  # channels of all query heads
+    heads: int
+    mixed: bool
+    outside: int  # bytes while tensors outside the blocks are fitted, and while output is written
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """Largest memory in bytes, of the processor and of a CUDA device."""
+
+    host: int
+    device: int
+
+
+def cost_of(job: Job, asked: Asked, threads: int) -> Estimate:
+    """What `run` would take. Reads the calibration text, as far as it is needed, so that its faults
+    are told as well; `Refused` with them."""
+    assert job.recipe is not None
+    assert job.checkpoint is not None
+    rows, length, notes = asked.calib_rows, asked.calib_length, tuple[str, ...]()
+    if asked.calib != SELF:
+        text = tokens_of(job.checkpoint, asked)
+        (rows, length), notes = text.tokens.shape, text.notes
+    exact = replace(asked, calib_rows=rows, calib_length=length)
+    device = device_of(asked)
+    compute = compute_type(asked.compute, device)
+    sizes = sizes_of(job)
+    peak = peak_of(job, exact, threads, sizes)
+    calibrating = Calibrating(
+        origin=text.origin if asked.calib != SELF else SELF,
+        rows=rows,
+        length=length,
+        held_rows=len(held_rows(rows)),
+        chat=asked.calib_chat,
+        compute=str(compute).removeprefix("torch."),
+        device=asked.device,
+        device_bytes=peak.device,
+        work=work_folder(job, asked),
+        work_bytes=work_bytes(job.plan),
+        states_bytes=2 * _states(sizes, rows, length),
+        notes=notes,
+    )
+    seconds = _seconds(job, exact, threads, sizes, device, compute)
+    return Estimate(peak.host, job.plan.nbytes, seconds, calibrating)
+
+
+def sizes_of(job: Job) -> Sizes:
+    """From headers and configuration alone."""
+    assert job.recipe is not None
+    blocks: dict[int, int] = {}
+    inputs: dict[str, int] = {}
+    largest = 0
+    for tensor in job.source.tensors:
+        if tensor.block is None:
+            continue
+        weights = math.prod(tensor.shape)
+        blocks[tensor.block] = blocks.get(tensor.block, 0) + weights
+        if tensor.role in READS and tensor.part == "weight":
+            inputs[READS[tensor.role]] = tensor.shape[1]
+            largest = max(largest, weights)
+    found = dimensions(job.source.config)
+    embedding = next(one for one in job.source.tensors if one.role == "embedding")
+    return Sizes(
+        len(blocks),
+        max(blocks.values()),
+        largest,
+        inputs,
+        inputs["attn_in"],
+        embedding.shape[0],
+        found["q"],
+        max(1, found["q"] // max(1, found["head"])),
+        job.recipe.mixed,
+        estimate.peak_of(job.plan),
+    )
+
+
+def peak_of(job: Job, asked: Asked, threads: int, sizes: Sizes | None = None) -> Peak:
+    """The largest of all stages, each the sum of what is alive in it."""
+    s = sizes_of(job) if sizes is None else sizes
+    rows, length = asked.calib_rows, asked.calib_length
+    states, block = _states(s, rows, length), 4 * s.block
+    sides = sum(cols * cols for cols in s.inputs.values())
+    sides += s.mixed * s.inputs["attn_in"] ** 2
+    moments = 2 * 4 * sides
+    widest = max(s.inputs.values())
+    passing = threads * 4 * length * (4 * sum(s.inputs.values()) + 3 * length)
+    solving = max(_FACTOR * 8 * widest * widest, _ERROR * s.largest)
+    stages = {
+        "embedding": (2 * states + 4 * min(s.vocabulary, rows * length) * s.hidden, 0),
+        "observing": (2 * states, block + moments + _captured(s, rows, length) + passing),
+        "solving": (states, 2 * block + moments + solving),
+        "passing on": (2 * states, 2 * block + passing),
+    }
+    if asked.device == "cpu":
+        host, device = max(sum(stage) for stage in stages.values()), 0
+        host += min(host, (threads + 2) * _RETAINED)
+    else:  # a block is read, and what it became is written, by the processor
+        host = max(one for one, _ in stages.values()) + 2 * block
+        device = max(one for _, one in stages.values())
+    host = max(_INTERPRETER + host, s.outside + _INTERPRETER - estimate.INTERPRETER)
+    if asked.calib == SELF:
+        assert job.checkpoint is not None
+        whole = WholeModel(job.checkpoint.folder, job.checkpoint.config)
+        host = max(host, _INTERPRETER + whole.needs(rows, length))
+    return Peak(host, device)
+
+
+def _states(s: Sizes, rows: int, length: int) -> int:
+    return 4 * rows * length * s.hidden
+
+
+def _captured(s: Sizes, rows: int, length: int) -> int:
+    """Inputs of a wave of rows: one by one and joined, those of the wave before, and squares."""
+    cols = sum(s.inputs.values()) + s.mixed * s.inputs["attn_in"]
+    step = max(1, WAVE_BYTES // (4 * length * cols))
+    fitted = rows - len(held_rows(rows))
+    wave = 4 * min(step, max(1, fitted)) * length
+    return wave * ((3 if fitted > step else 2) * cols + 2 * max(s.inputs.values()))
+
+
+def _seconds(
+    job: Job, asked: Asked, threads: int, s: Sizes, device: torch.device, compute: torch.dtype
+) -> float:
+    """Rows through each block twice, sums of products, optimising, and what is outside."""
+    assert job.recipe is not None
+    rates = measured(s.hidden, max(s.inputs.values()), asked.calib_length, threads, device, compute)
+    tokens = asked.calib_rows * asked.calib_length
+    passes = s.blocks * tokens * _token_seconds(s, asked.calib_length, rates)
+    inside = [one for one in job.plan.tensors if one.source and one.source.block is not None]
+    setting = setting_of(asked, threads)
+    solving = seconds_to_solve(inside, job.recipe, setting, device)
+    searching = seconds_to_search(inside, job.recipe, setting, rates)
+    outside = [one for one in job.plan.tensors if one not in inside]
+    rest = estimate.seconds_of(job.plan, outside, threads)
+    return passes + solving + searching + rest + _sampling(job, asked)
+
+
+def _token_seconds(s: Sizes, length: int, rates: Rates) -> float:
+    """One token through one block: observed without its last linear, then passed on in full."""
+    linears = 2 * (2 * s.block - s.hidden * s.inputs.get("ffn_mid", 0))
+    attention = 2 * 4 * length * s.attended
+    sums = sum(cols * (cols + 256) for cols in s.inputs.values())
+    if s.mixed:
+        cols = s.inputs["attn_in"]
+        sums += 2 * length * (s.attended + s.heads * length + cols) + cols * (cols + 256)
+    vectors = 8 * sum(s.inputs.values())
+    return (
+        linears / rates.narrow
+        + (attention + sums) / rates.wide
+        + 2 * 4 * vectors / rates.moved
+    )  # fmt: skip
+
+
+def _sampling(job: Job, asked: Asked) -> float:
+    """Text that the model writes itself: all weights are read for each token of a batch."""
+    if asked.calib != SELF:
+        return 0.0
+    batches = math.ceil(asked.calib_rows / BATCH)
+    weights = sum(tensor.nbytes for tensor in job.source.tensors)
+    return batches * asked.calib_length * weights / estimate.MEMORY
+
+
+def shortages(job: Job, asked: Asked, threads: int) -> list[Reason]:
+    """Why it does not fit this machine now, each with the option that would make it fit."""
+    return [*_of_memory(job, asked, threads), *_of_disk(job, asked)]
+
+
+def _of_memory(job: Job, asked: Asked, threads: int) -> Iterator[Reason]:
+    sizes = sizes_of(job)
+    here = available_memory() + resident_bytes()
+    there = torch.cuda.mem_get_info()[0] if asked.device != "cpu" else 0
+    peak = peak_of(job, asked, threads, sizes)
+    if peak.host <= here and peak.device <= there:
+        return
+
+    def fits(other: Asked) -> bool:
+        found = peak_of(job, other, threads, sizes)
+        return found.host <= here and found.device <= there
+
+    where, need, have = "memory", peak.host, here
+    if peak.host <= here:
+        where, need, have = "memory of the CUDA device", peak.device, there
+    remedies = [_words(one, asked) for one in _smaller(asked) if fits(one)][:1]
+    if asked.device != "cpu" and fits(replace(asked, device="cpu")):
+        remedies.append("--device cpu")
+    if sizes.outside <= here:
+        remedies.append(f"--method rtn, which needs about {size(sizes.outside)}")
+    yield Reason(
+        f"not enough {where}: {size(have)} are free, about {size(need)} are needed",
+        " or ".join(remedies) or "take a machine with more of it: no option makes this model fit",
+    )
+
+
+def _of_disk(job: Job, asked: Asked) -> Iterator[Reason]:
+    folder = work_folder(job, asked)
+    place = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    free = free_bytes(place)
+    if free is None:
+        return
+    out = job.path.absolute().parent
+    shared = out.exists() and out.stat().st_dev == place.stat().st_dev
+    sizes, written = sizes_of(job), job.plan.nbytes if shared else 0
+    free += folder_bytes(folder)
+
+    def need(other: Asked) -> int:
+        states = 2 * _states(sizes, other.calib_rows, other.calib_length)
+        return work_bytes(job.plan) + max(states, written)  # states are gone when it is written
+
+    if need(asked) <= free:
+        return
+    smaller = [_words(one, asked) for one in _smaller(asked) if need(one) <= free][:1]
+    rtn = ["--method rtn, which needs no work folder"] if written <= free else []
+    yield Reason(
+        f"not enough disk space for the work folder {folder}: {size(free)} are free,"
+        f" {size(need(asked))} are needed",
+        " or ".join(["name a folder on another disk with --work", *smaller, *rtn]),
+    )
+
+
+def _smaller(asked: Asked) -> Iterator[Asked]:
+    """Fewer rows, then shorter ones, the largest first."""
+    length = asked.calib_length
+    while length >= min(_LEAST_LENGTH, asked.calib_length):
+        rows = asked.calib_rows
+        while rows >= min(_LEAST_ROWS, asked.calib_rows):
+            yield replace(asked, calib_rows=rows, calib_length=length)
+            rows //= 2
+        length //= 2
+
+
+def _words(other: Asked, asked: Asked) -> str:
+    """The options that make `other` of `asked`."""
+    rows = other.calib_rows != asked.calib_rows
+    length = other.calib_length != asked.calib_length
+    words = [f"--calib-rows {other.calib_rows}"] * rows
+    return " ".join([*words, *[f"--calib-length {other.calib_length}"] * length])
