@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,26 +44,26 @@ def observe(
     """`mixed`: see also how attention mixes the input of v. `Refused`, naming block and input,
     where a value is not finite."""
     chosen = sorted(set(range(len(rows))) - held) or sorted(held)
-    fit, fit_mixed = _side(stream, block, rows[chosen], mixed)
-    out, out_mixed = _side(stream, block, rows[sorted(held)], mixed)
+    fit, fit_mixed = _side(stream, block, rows, chosen, mixed)
+    out, out_mixed = _side(stream, block, rows, sorted(held), mixed)
     inputs = {name: Observed(fit[name], out[name]) for name in fit}
     return Sight(inputs, Pair(fit_mixed, out_mixed) if mixed else None)
 
 
 def _side(
-    stream: Stream, block: Block, rows: torch.Tensor, mixed: bool
+    stream: Stream, block: Block, rows: torch.Tensor, chosen: Sequence[int], mixed: bool
 ) -> tuple[dict[str, Moments], torch.Tensor]:
     device, pool = stream.skeleton.device, stream.pool
     sums = {name: Sums(cols, device) for name, cols in block.inputs.items()}
     cols = block.inputs["attn_in"] if mixed else 0
     second = torch.zeros(cols, cols, device=device)
-    for wave in stream.captured(block, rows, list(sums), mixed=mixed):
+    for wave in stream.captured(block, rows, list(sums), chosen=chosen, mixed=mixed):
         for name, x in wave.inputs.items():
             sums[name].add(x, pool)
         if wave.mixed is not None:
             add_products(second, wave.inputs["attn_in"], wave.mixed, pool)
     moments = {n: one.moments(f"block {block.index}, {n}") for n, one in sums.items()}
-    tokens = rows.shape[0] * rows.shape[1]
+    tokens = len(chosen) * rows.shape[1]
     return moments, whole(second) / tokens
 
 

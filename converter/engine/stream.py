@@ -123,9 +123,16 @@ class Stream:
             self.pool.map(work, range(len(rows)))
 
     def captured(
-        self, block: Block, rows: torch.Tensor, names: Sequence[str], *, mixed: bool = False
+        self,
+        block: Block,
+        rows: torch.Tensor,
+        names: Sequence[str],
+        *,
+        chosen: Sequence[int] | None = None,
+        mixed: bool = False,
     ) -> Iterator[Wave]:
-        """The inputs `names` of `block`, of wave after wave of rows; `mixed`: also how attention
+        """The inputs `names` of `block`, of wave after wave of the `chosen` rows (None: all), which
+        are taken from the map of their file one by one; `mixed`: also how attention
         mixes the inputs of v."""
         step = wave_rows(block, rows.shape[1], mixed=mixed)
         with self.skeleton.loaded(block) as module, self._taps(module, block, names) as local:
@@ -137,8 +144,10 @@ class Stream:
                 found.inputs = dict(local.seen)
                 return found
 
-            for wave in rows.split(step):
-                seen = self.pool.map(work, wave.split(1))
+            indices = range(len(rows)) if chosen is None else chosen
+            for start in range(0, len(indices), step):
+                wave = [rows[index : index + 1] for index in indices[start : start + step]]
+                seen = self.pool.map(work, wave)
                 inputs = {name: torch.cat([one.inputs[name] for one in seen]) for name in names}
                 products = torch.cat([one.mixed for one in seen]) if mixed else None
                 yield Wave(inputs, products)
