@@ -303,9 +303,9 @@ def documented_commands() -> Iterator[tuple[str, list[str]]]:
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         fenced = re.findall(r"^```\w*\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
         for line in "".join(fenced).replace("\\\n", " ").splitlines():
-            words = shlex.split(line.removeprefix("$ "), comments=True) if "'s" not in line else []
-            if words and words[0] in ("qconvert", "make"):
-                yield page.name, words
+            command = line.removeprefix("$ ")
+            if command.split(" ")[0] in ("qconvert", "make"):
+                yield page.name, shlex.split(command, comments=True)
 
 
 def parse(words: list[str]) -> None:

@@ -26,7 +26,8 @@ def factor(damped_moments: torch.Tensor, name: str) -> torch.Tensor:
     factor.
 
     H with its order turned round is L L'; turned back, L becomes R with H = R R', upper triangular,
-    and U is its inverse: half the work of inverting H and factoring the inverse.
+    and U is its inverse: half the work of inverting H and factoring the inverse. The factor is of
+    float64; its inverse, as well conditioned as the root of H, is taken in float32.
     """
     lower, failed = torch.linalg.cholesky_ex(damped_moments.flip(0, 1))
     if int(failed):

@@ -75,12 +75,16 @@ class Skeleton:
         return torch.cat(hidden), [call for call in calls if call is not None]
 
     @contextmanager
-    def loaded(self, block: Block) -> Iterator[torch.nn.Module]:
-        """The module of `block` with its weights in place; they are dropped afterwards."""
+    def loaded(
+        self, block: Block, compute: torch.dtype = torch.float32
+    ) -> Iterator[torch.nn.Module]:
+        """The module of `block` with its weights in place; they are dropped afterwards. Matrices
+        take the type `compute` at once: autocast would do it again for every row."""
         module = self.blocks[block.index]
         paths = block_paths(self.source, block.index)
         for key, (path, transposed) in paths.items():
             value = block.tensors[key].to(self.device)
+            value = value.to(compute) if value.dim() > 1 else value
             _set(module, path, value.t().contiguous() if transposed else value)
         try:
             yield module

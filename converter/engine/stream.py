@@ -21,7 +21,7 @@ from qconvert.engine import attention
 from qconvert.engine.block import Block
 from qconvert.engine.skeleton import Call, Skeleton
 
-WAVE_BYTES = 1 << 28
+WAVE_BYTES = 1 << 26
 """Captured inputs that are held at once."""
 
 
@@ -115,7 +115,7 @@ class Stream:
 
     def forward(self, block: Block, rows: torch.Tensor, out: torch.Tensor) -> None:
         """Fill `out` with the hidden states [rows, length, hidden] behind `block`."""
-        with self.skeleton.loaded(block) as module:
+        with self.skeleton.loaded(block, self.compute) as module:
 
             def work(index: int) -> None:
                 out[index] = self._call(module, block, rows[index : index + 1])[0]
@@ -135,7 +135,8 @@ class Stream:
         are taken from the map of their file one by one; `mixed`: also how attention
         mixes the inputs of v."""
         step = wave_rows(block, rows.shape[1], mixed=mixed)
-        with self.skeleton.loaded(block) as module, self._taps(module, block, names) as local:
+        loaded = self.skeleton.loaded(block, self.compute)
+        with loaded as module, self._taps(module, block, names) as local:
 
             def work(row: torch.Tensor) -> Seen:
                 local.seen, found = {}, Seen(local, mixed)
