@@ -1,6 +1,6 @@
 """qconvert as one of the peers: an integer grid on the linears of the blocks. Started by peers.py.
 
-    python peer_qconvert.py MODEL TEXT OUT THREADS GROUP METHOD ROWS LENGTH
+    python peer_qconvert.py MODEL TEXT OUT THREADS GROUP METHOD ROWS LENGTH EFFORT
 
 Calibrates on rows of TEXT. Prints one JSON line about the run.
 """
@@ -22,8 +22,9 @@ from qconvert.formats.integer import IntegerGrid
 
 
 def main(
-    model: str, text: str, out: str, threads: str, group: str, method: str, rows: str, length: str
-) -> None:
+    model: str, text: str, out: str, threads: str, group: str, method: str, rows: str, length: str,
+    effort: str,
+) -> None:  # fmt: skip
     folder = Path(out)
     folder.mkdir(parents=True)
     asked = Asked(
@@ -31,6 +32,7 @@ def main(
         calib=text,
         calib_rows=int(rows),
         calib_length=int(length),
+        effort=int(effort),
         work=folder / "work",
         resume=False,
     )

@@ -86,6 +86,7 @@ def _options() -> argparse.Namespace:
     for peer, (_, name) in PEERS.items():
         parser.add_argument(f"--{peer}", type=Path, help=f"the Python that has it ({name})")
     parser.add_argument("--methods", type=_names, default=[], help="of qconvert, by comma")
+    parser.add_argument("--effort", type=int, default=1, help="of qconvert's methods")
     parser.add_argument("--keep", type=Path, help="folder for the peers' outputs and logs")
     return parser.parse_args()
 
@@ -127,11 +128,12 @@ def own_lines(source: Checkpoint, judge: Judge, folder: Path, options: argparse.
         out = folder / f"qconvert-{method}"
         given = (
             options.model, options.calib.resolve(), out, options.threads, options.group, method,
-            options.calib_rows, options.calib_length,
+            options.calib_rows, options.calib_length, options.effort,
         )  # fmt: skip
         line = run_script("peer_qconvert.py", Path(sys.executable), out, given, options.threads)
         found = judge(Decoded(out / FILE, source))
-        yield {"by": f"qconvert {method}", "group": options.group, **line, **found}
+        by = f"qconvert {method}, effort {options.effort}"
+        yield {"by": by, "group": options.group, **line, **found}
 
 
 def main() -> None:

@@ -23,7 +23,8 @@ from qconvert.formats.grid import Grid
 from qconvert.formats.target import OutputTensor
 from qconvert.recipe import Recipe
 
-MOST = 2048  # channels of a trial; larger matrices are reckoned from it
+MOST = 2048  # channels of a product on trial; larger matrices are reckoned from it
+WIDEST = 1024  # columns of a linear on trial
 MOST_THREADS = 16
 PART = 128  # rows of a linear that one thread takes (`algorithms.panels`)
 SEARCHED = 256  # rows of a linear that a transform tries its scales on (`algorithms.trial`)
@@ -106,7 +107,7 @@ def _solving(
 ) -> tuple[float, float]:
     """Seconds for a linear of `cols` columns, whatever its rows, and for each of them."""
     unit = max(1, grid.block)
-    width = cols if cols <= MOST or not grid.block else MOST // unit * unit or cols
+    width = cols if cols <= WIDEST or not grid.block else WIDEST // unit * unit or cols
     rows = PART * min(setting.threads, MOST_THREADS)
     chance = torch.Generator().manual_seed(0)
     x = torch.randn(2 * PART, width, generator=chance)
