@@ -20,7 +20,7 @@ from qconvert.formats.refusal import Reason, Refused, collecting, raise_if_any, 
 from qconvert.formats.source import Source
 from qconvert.formats.target import OutputTensor, Plan, Request, Sink, Target, target_named
 from qconvert.progress import BlockProgress, Progress, silent, silent_blocks
-from qconvert.recipe import Recipe, parse, usual
+from qconvert.recipe import Recipe, parse, usual, why_usual
 from qconvert.resources import output_problems, peak_resident_bytes, usable_cores
 
 StrPath = str | PathLike[str]
@@ -135,6 +135,7 @@ def job_of_checkpoint(
     if source is not checkpoint:
         plan = target.plan(source, request)
     told = getattr(source, "notes", checkpoint.notes)  # those of a rotation, too
+    notes = (*notes, *(why_usual(plan) if asked.method is None else ()))
     plan = replace(plan, notes=(*told, *notes, *plan.notes))
     path, files = _placed(target, plan, out)
     codes = Fitted(source, recipe.fit)

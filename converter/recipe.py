@@ -84,6 +84,16 @@ def usual(plan: Plan) -> Recipe:
     return PRESETS["best" if few and plan.weights <= HUGE else "rtn"]
 
 
+def why_usual(plan: Plan) -> tuple[str, ...]:
+    """What a user should know who named no method and does not get the best one."""
+    if plan.weights <= HUGE or not any(one.grid is not None for one in plan.tensors):
+        return ()
+    return (
+        f"more than {HUGE / 1e9:.0f} billion weights: not calibrated unless asked for, "
+        "with --method best; --plan tells the time",
+    )
+
+
 def parse(text: str) -> Recipe:
     """The recipe that `text` names; `Refused` with everything that is wrong with it."""
     names = [name.strip().lower() for name in text.split("+")]

@@ -20,6 +20,7 @@ from qconvert.recipe import (
     known,
     parse,
     usual,
+    why_usual,
 )
 
 
@@ -148,3 +149,5 @@ def plan(kind: str | None, weights: int = 1 << 20) -> Plan:
 )
 def test_the_usual_method(kind: str | None, weights: int, name: str) -> None:
     assert usual(plan(kind, weights)).name == name
+    told = "\n".join(why_usual(plan(kind, weights)))
+    assert ("--method best" in told) == (weights > HUGE)
