@@ -24,6 +24,15 @@ class Lines:
     offset: NDArray[np.float32] | None  # [rows, groups]; None: the grid has no offset
 
 
+class Bindable(Protocol):
+    """A grid with one more scale, which a whole tensor (and what is fused with it) shares. It
+    decodes, packs and unpacks as it is, and fits once that scale is known: `bound` gives a Grid."""
+
+    def bound(self, largest: float) -> Grid:
+        """The grid for tensors whose largest magnitude, over all that share the scale, is this."""
+        ...
+
+
 class Grid(Protocol):
     """A quantized storage type. Algorithms optimise onto it and know nothing else of the format."""
 
@@ -53,6 +62,12 @@ class Grid(Protocol):
 
     @property
     def has_offset(self) -> bool: ...
+
+    @property
+    def together(self) -> int:
+        """Rows that share parameters: 1, or 128 where a block of 128 x 128 has one scale. Rows come
+        to `quantize` and `place` in whole multiples of it, but for the end of the tensor."""
+        ...
 
     @property
     def search(self) -> Fit:

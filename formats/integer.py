@@ -83,6 +83,10 @@ class IntegerGrid:
         return not self.symmetric
 
     @property
+    def together(self) -> int:
+        return 1
+
+    @property
     def search(self) -> Fit:
         """Of `size` 0 where a row is one group."""
         half = 1 << (self.bits - 1)

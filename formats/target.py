@@ -7,12 +7,13 @@ anywhere else.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +26,47 @@ from qconvert.formats.tensor import QuantizedTensor
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the user asked of a target. `None` leaves the choice to it."""
+    """What the user asked of a target. `None` leaves the choice to it.
+
+    A target names the fields that it can follow in `Target.takes`; the others are refused when they
+    are set, before it is asked for a plan.
+    """
 
     bits: int | None = None
     type: str | None = None  # "Q4_K_M": a target's own name for a mix of grids
     split_bytes: int | None = None  # largest size of one file
+    scheme: str | None = None  # how weights and activations are stored: "w4a16", "fp8-block"
+    group: int | None = None  # columns that share a scale; 0: the whole row
+    symmetric: bool | None = None
+    static: bool | None = None  # activation scales fixed by calibration, not made for each token
+    container: str | None = None  # the layout that holds the scheme: "gptq"
+    kv: str | None = None  # type of the KV cache that scales are written for: "fp8"
+    layers: tuple[tuple[str, str], ...] = ()  # (pattern of linears, scheme or "float"), first wins
+    hardware: str | None = None  # what must run it: "cpu", "hopper"; None: any at all
+    tp: int | None = None  # ranks of tensor parallelism that every shape must be cut for
+
+
+Kind = Literal["input", "key", "value"]
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """A number that calibration finds and a file holds, made of a largest magnitude.
+
+    "input": of what the linear of the source tensor `tensor` reads; "key" and "value": of what
+    enters the KV cache in the block of `tensor`, keys after RoPE.
+    """
+
+    kind: Kind
+    tensor: str  # name of a source tensor in a block
+    divide: float  # what is stored is largest / divide
+    inverse: bool = False  # what is stored is divide / largest
+
+    def stored(self, largest: float) -> np.float32:
+        """1 where nothing was ever seen: a scale must not be zero."""
+        if not largest > 0:
+            return np.float32(1)
+        return np.float32(self.divide / largest if self.inverse else largest / self.divide)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +78,15 @@ class OutputTensor:
     grid: Grid | None  # None: kept in float, as `dtype` says
     dtype: str  # the stored type: "Q4_K", or "F32" / "F16" / "BF16" when kept
     nbytes: int
-    source: SourceTensor | None  # None: made from the configuration, in `values`
+    source: SourceTensor | None  # None: made from the configuration, in `values`, or measured
     values: NDArray[np.float32] | None = None
     row_order: NDArray[np.intp] | None = None  # output row r is source row row_order[r]
     add: float = 0.0  # added to kept floats (Gemma norms are stored as w + 1)
     note: str = ""  # why this type, when it is not the one asked for
+    statistic: Statistic | None = None  # `source` and `values` are None: one number, measured
+    shares: tuple[str, ...] = ()
+    """Source tensors, this one among them, whose grid has one scale for all their rows together:
+    `grid.bound(largest of them all)` is what they are fitted to. Empty: nothing is shared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +137,16 @@ class Target(Protocol):
         """What `--type` takes: (name, one line about it), best known first."""
         ...
 
+    @property
+    def takes(self) -> frozenset[str]:
+        """Names of the fields of `Request` that it can follow."""
+        ...
+
+    @property
+    def folder(self) -> bool:
+        """True when an output is a folder, False when it is a file (or several beside it)."""
+        ...
+
     def plan(self, source: Source, request: Request) -> Plan:
         """Decide every tensor's grid from headers and configuration; `Refused` with all reasons."""
         ...
@@ -105,7 +156,7 @@ class Target(Protocol):
         ...
 
     def outputs(self, plan: Plan, path: Path) -> tuple[Path, ...]:
-        """The files that the writer will leave for `path` (several when split)."""
+        """The files that the writer will leave for `path`: several when split, or in a folder."""
         ...
 
     def recognises(self, path: Path) -> bool:
@@ -127,8 +178,30 @@ class StoredTensor:
     nbytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class InputRounding:
+    """How a runtime rounds what a linear reads before it multiplies, because the file says so."""
+
+    kind: Literal["int8", "fp8", "fp4"]
+    per: int  # columns that share a scale: 0 the whole token, -1 the whole tensor (`scale`)
+    scale: float | None = None  # fixed by the file; None: made of the values at hand
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRounding:
+    """Scales of a KV cache in fp8 (e4m3), of one block: what is kept is value / scale."""
+
+    key: float
+    value: float
+
+
 class Reader(Protocol):
-    """The reading side of a target."""
+    """The reading side of a target.
+
+    A file that has activations or the KV cache rounded says so in two more attributes, looked for
+    by `runtimes.noise`: `input_rounding`, checkpoint name of a weight -> `InputRounding`, and
+    `cache_rounding`, block -> `CacheRounding`.
+    """
 
     @property
     def files(self) -> tuple[Path, ...]: ...
@@ -153,7 +226,10 @@ def targets() -> dict[str, Target]:
     for info in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"qconvert.formats.{info.name}")
         if info.ispkg:
-            module = importlib.import_module(f"qconvert.formats.{info.name}.target")
+            name = f"{module.__name__}.target"
+            if importlib.util.find_spec(name) is None:
+                continue
+            module = importlib.import_module(name)
         target = getattr(module, "TARGET", None)
         if target is not None:
             found[target.name] = target

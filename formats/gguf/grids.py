@@ -74,6 +74,10 @@ class GGUFGrid:
         return self.parameters.has_offset
 
     @property
+    def together(self) -> int:
+        return 1
+
+    @property
     def block_bytes(self) -> int:
         return sum(field.nbytes for field in self.fields)
 

@@ -30,6 +30,8 @@ class GgufTarget:
 
     name = "gguf"
     summary = "GGUF files for llama.cpp, ollama, LM Studio and other ggml programs"
+    takes = frozenset({"bits", "type", "split_bytes"})
+    folder = False
     types: Sequence[tuple[str, str]] = tuple((mix.name, mix.summary) for mix in MIXES.values())
 
     def plan(self, source: Source, request: Request) -> Plan:
