@@ -1,4 +1,4 @@
-"""qconvert as one of the peers: an integer grid on the linears of the blocks. Started by peers.py.
+"""qconvert as one of the peers: a folder for vLLM, as its users get it. Started by peers.py.
 
     python peer_qconvert.py MODEL TEXT OUT THREADS GROUP METHOD ROWS LENGTH EFFORT
 
@@ -13,12 +13,9 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # left out under PYTHONSAFEPATH
-from pure import FILE, convert_pure
-
 from qconvert import __version__
 from qconvert.asked import Asked
-from qconvert.formats.integer import IntegerGrid
+from qconvert.pipeline import convert
 
 
 def main(
@@ -37,8 +34,10 @@ def main(
         resume=False,
     )
     begin = time.process_time()
-    grid = IntegerGrid(4, int(group))
-    convert_pure(Path(model), grid, folder / FILE, asked, int(threads))
+    convert(
+        model, "vllm", type=f"w4a16-g{group}", out=folder / "vllm", threads=int(threads),
+        asked=asked,
+    )  # fmt: skip
     own = round(time.process_time() - begin, 1)
     about = {"qconvert": __version__, "torch": version("torch")}
     print(json.dumps({"versions": about, "cpu_s_without_imports": own}))

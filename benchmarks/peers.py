@@ -7,8 +7,8 @@
 Each peer runs in a process of its own, by the interpreter of its own environment, with its default
 settings but for: the rows given, 4 bits, `--group` columns a scale, symmetric, head and embedding
 in float, `--threads`, and no torch.compile. Its packed tensors are decoded here and judged by the
-protocol of protocol.py; so is qconvert, on the integer grid of the same shape. Prints one JSON line
-each. Processor seconds and peak memory are those of the whole process, imports included;
+protocol of protocol.py; so are those that qconvert writes for vLLM, by the same decoder. Prints one
+JSON line each. Processor seconds and peak memory are those of the whole process, imports included;
 `cpu_s_without_imports` is what it measured itself around its work.
 """
 
@@ -30,7 +30,6 @@ sys.path.insert(0, str(Path(__file__).parent))  # left out under PYTHONSAFEPATH
 from child import measured
 from packed import folder_weights
 from protocol import Judge, add_options, brief, calibration_rows, judge_of
-from pure import FILE, Decoded
 from weights import block_linears
 
 from qconvert.checkpoint import Checkpoint, open_checkpoint
@@ -131,7 +130,7 @@ def own_lines(source: Checkpoint, judge: Judge, folder: Path, options: argparse.
             options.calib_rows, options.calib_length, options.effort,
         )  # fmt: skip
         line = run_script("peer_qconvert.py", Path(sys.executable), out, given, options.threads)
-        found = judge(Decoded(out / FILE, source))
+        found = judge(weights_of(source, out))
         by = f"qconvert {method}, effort {options.effort}"
         yield {"by": by, "group": options.group, **line, **found}
 

@@ -50,6 +50,14 @@ class PureTarget:
     def types(self) -> Sequence[tuple[str, str]]:
         return ((self.grid.name, self.summary),)
 
+    @property
+    def takes(self) -> frozenset[str]:
+        return frozenset()
+
+    @property
+    def folder(self) -> bool:
+        return False
+
     def plan(self, source: Source, request: Request) -> Plan:
         linears = block_linears(source)
         raise_if_any(

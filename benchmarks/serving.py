@@ -1,0 +1,127 @@
+"""Every form that vLLM can compute with here: written, then checked in the real vLLM.
+
+    python benchmarks/serving.py models/smollm2-135m-wide --calib wikitext-2/valid.txt \
+        --text wikitext-2/test.txt [--forms w4a16-g128/gptq,fp8] [--method best]
+
+Runs `qconvert MODEL --to vllm --type TYPE --container CONTAINER` and `qconvert check` as a user
+would, and prints one JSON line each: from the source to the file as decoded, from there to vLLM,
+what the rounding of activations explains of that, and what is left beyond it. A type is calibrated
+once: its other containers are written from the kept work folder, so they hold the same codes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+FORMS = (
+    "w4a16-g128/compressed-tensors",
+    "w4a16-g128/gptq",
+    "w4a16-g128/awq",
+    "w4a16-g128-asym/compressed-tensors",
+    "w4a16-g128-asym/awq",
+    "w8a8/compressed-tensors",
+    "w8a8-static/compressed-tensors",
+    "fp8/compressed-tensors",
+    "fp8/modelopt",
+)
+"""Type / container; a third part names the KV cache's type."""
+
+Line = dict[str, Any]
+
+
+def qconvert(*arguments: object, fails: bool = False) -> Line:
+    """A command's report; `fails`: a check that fails is a finding, too."""
+    command = [sys.executable, "-P", "-m", "qconvert", *map(str, arguments), "--json", "-"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode > int(fails):
+        raise SystemExit(f"{' '.join(command)}: exit {done.returncode}")
+    found: Line = json.loads(done.stdout)
+    return found
+
+
+def lines(options: argparse.Namespace, folder: Path) -> Iterator[Line]:
+    works: dict[str, Path] = {}
+    for form in options.forms:
+        kind, container, *kv = form.split("/")
+        key, out = "/".join((kind, *kv)), folder / form.replace("/", "-")
+        method: list[object] = []
+        origin = works.get(key, options.model)
+        if key not in works:
+            works[key] = folder / f"{key.replace('/', '-')}.work"
+            method = [
+                "--method", options.method, "--calib", options.calib,
+                "--calib-rows", options.calib_rows, "--calib-length", options.calib_length,
+                "--work", works[key], "--keep-work",
+            ]  # fmt: skip
+        cache = ["--kv", kv[0]] if kv else []
+        made = qconvert(
+            origin, "--to", "vllm", "--type", kind, "--container", container, *cache,
+            "--out", out, "--threads", options.threads, *method,
+        )  # fmt: skip
+        text = [] if options.text is None else ["--text", options.text]
+        found = qconvert(
+            "check", out, "--against", options.model, "--windows", options.windows,
+            "--length", options.length, "--threads", options.threads, *text, fails=True,
+        )  # fmt: skip
+        yield {"form": form, "method": options.method, **summary(made, found)}
+
+
+def summary(made: Line, found: Line) -> Line:
+    """What the table in docs/serving.md shows, and all the rest of the check."""
+    tensors = found.pop("tensors", [])
+    return {
+        "bytes": found["file"]["nbytes"],
+        "bits_per_weight": found["file"]["bits_per_weight"],
+        "convert_s": made["seconds"],
+        "worst_tensor": max((one["error"] for one in tensors), default=None),
+        "check": found,
+    }
+
+
+def brief(line: Line) -> str:
+    check = line["check"]
+    parts = [
+        f"{line['form']}: {check['verdict']}",
+        f"file KL {check['quantization']['kl_mean']:.4f}",
+    ]
+    if check["runtime_adds"]:
+        parts.append(f"vLLM adds {check['runtime_adds']['kl_mean']:.2g}")
+        parts.append(f"total {check['total']['kl_mean']:.4f}")
+    if check["noise"]:
+        noise = check["noise"]
+        parts.append(f"expected {noise['expected']['kl_mean']:.2g}")
+        parts.append(f"beyond {noise['beyond']['kl_mean']:.2g}")
+    return ", ".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--calib", default="default", help="as qconvert's --calib")
+    parser.add_argument("--calib-rows", type=int, default=32)
+    parser.add_argument("--calib-length", type=int, default=512)
+    parser.add_argument("--text", type=Path, help="to judge on; default: that of qconvert check")
+    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--method", default="best")
+    parser.add_argument("--forms", default=",".join(FORMS), type=lambda text: text.split(","))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="a folder to leave everything in")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="qconvert-serving-") as scratch:
+        folder = options.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        for line in lines(options, folder):
+            print(json.dumps(line), flush=True)
+            print(brief(line), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
