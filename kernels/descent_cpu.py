@@ -65,6 +65,13 @@ def _stored(v, low_bits):
     """What a file keeps of a scale."""
     if low_bits == 0:
         return half(v)
+    if low_bits < 0:
+        return half(_shortened(half(v), -low_bits))
+    return _shortened(v, low_bits)
+
+
+@njit(nogil=True)
+def _shortened(v, low_bits):
     return select(absolute(v) > splat(TINY), shorten(v, low_bits), splat(0.0))
 
 

@@ -62,6 +62,8 @@ def stored(a: Floats, shortened: int) -> Floats:
     """Rounded to nearest even as `fit.SHORTENED` says; what is below TINY becomes 0."""
     if shortened == 0:
         return _half(a)
+    if shortened < 0:  # the last turns into infinity what was rounded up beyond float16
+        return _half(stored(_half(a), -shortened))
     bits = np.ascontiguousarray(a, np.float32).view(np.uint32)
     odd = bits >> np.uint32(shortened) & np.uint32(1)
     bits = bits + (odd + np.uint32((1 << shortened - 1) - 1))

@@ -13,7 +13,13 @@ from qconvert.kernels.descent import NONE, State, descend, feed_back
 from qconvert.kernels.fit import SuperAffine, SuperSymmetric
 
 COLS = 256
-ALL = [*GRIDS.values(), IntegerGrid(3, 32, symmetric=False), IntegerGrid(4, 64, scale="bfloat16")]
+ALL = [
+    *GRIDS.values(),
+    IntegerGrid(3, 32, symmetric=False),
+    IntegerGrid(4, 64, scale="bfloat16"),
+    IntegerGrid(4, 64, scale="portable"),
+    IntegerGrid(4, 32, symmetric=False, scale="portable"),
+]
 NAMES = [grid.name for grid in ALL]
 
 

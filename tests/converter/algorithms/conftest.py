@@ -19,6 +19,7 @@ INTEGER = [
     *(IntegerGrid(bits, 64, symmetric=False, scale="bfloat16") for bits in range(2, 9)),
     *(IntegerGrid(bits, 0) for bits in range(2, 9)),
     *(IntegerGrid(bits, 0, symmetric=False, scale="float32") for bits in (2, 4, 8)),
+    *(IntegerGrid(4, 128, symmetric=symmetric, scale="portable") for symmetric in (True, False)),
 ]
 ALL = [*GRIDS.values(), *INTEGER]
 

@@ -100,7 +100,7 @@ def test_codes_and_parameters_are_what_the_file_holds(correlated: Tasks, grid: A
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("scale", ["float16", "bfloat16"])
+@pytest.mark.parametrize("scale", ["float16", "bfloat16", "portable"])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_wide_groups_get_the_best_scale_and_zero_point(
     correlated: Tasks, symmetric: bool, scale: str, groups: int

@@ -20,6 +20,7 @@ INTEGERS = [
         (2, 32, True, "float16"), (2, 64, False, "float16"), (3, 128, False, "float32"),
         (4, 32, False, "float16"), (4, 128, True, "float16"), (4, 128, False, "bfloat16"),
         (4, 0, False, "float16"), (8, 0, True, "bfloat16"), (8, 128, False, "float32"),
+        (4, 128, True, "portable"), (4, 32, False, "portable"),
     ]
 ]  # fmt: skip
 ALL: list[Grid] = [*GRIDS.values(), *INTEGERS]
