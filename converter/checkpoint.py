@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.config import TextConfig, read_config
+from qconvert.formats.checkpoint_files import stored_tensors
 from qconvert.formats.refusal import Reason, Refused, collecting, raise_if_any, refuse
+from qconvert.formats.safetensors_header import Entry
 from qconvert.formats.source import Dtype, SourceTensor
 from qconvert.models import PREFIXES, Expected, pattern
-from qconvert.safetensors_header import Entry
-from qconvert.shards import stored_tensors
 
 FLOATS: dict[Dtype, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),

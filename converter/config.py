@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qconvert.formats.checkpoint_files import read_json_object
 from qconvert.formats.refusal import Reason, raise_if_any, refuse
 from qconvert.models import FAMILIES, WRAPPERS, Family, config_problems
 
@@ -42,21 +42,6 @@ def read_config(folder: Path) -> TextConfig:
     reasons = [Reason(f"config.json: {problem}") for problem in config_problems(fields)]
     raise_if_any([*_quantized(fields), *reasons])
     return TextConfig(model_type, family, fields, dropped)
-
-
-def read_json_object(path: Path, remedy: str) -> dict[str, Any]:
-    """The object in a JSON file; `Refused` when there is none."""
-    try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise refuse(f"no {path.name} in {path.parent}", remedy) from None
-    except OSError as fault:
-        raise refuse(f"{path.name} cannot be read: {fault.strerror}") from None
-    except (ValueError, RecursionError) as fault:
-        raise refuse(f"{path.name} is not JSON: {fault}", "download or copy it again") from None
-    if not isinstance(parsed, dict):
-        raise refuse(f"{path.name} is not a JSON object", "download or copy it again")
-    return parsed
 
 
 def _lift(raw: dict[str, Any]) -> tuple[str, dict[str, Any], tuple[str, ...]]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.formats.refusal import Refused, refuse
-from qconvert.safetensors_header import Entry, read_header
+from qconvert.formats.safetensors_header import Entry, read_header
 
 NUMPY: Mapping[str, np.dtype[Any]] = {
     "U8": np.dtype("<u1"), "I8": np.dtype("<i1"), "U16": np.dtype("<u2"), "I16": np.dtype("<i2"),

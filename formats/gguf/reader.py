@@ -11,7 +11,7 @@ import numpy as np
 from gguf.constants import Keys
 from numpy.typing import NDArray
 
-from qconvert.formats.gguf.floats import DTYPES, decode_floats
+from qconvert.formats.floats import DTYPES, decode_floats
 from qconvert.formats.gguf.grids import GRIDS
 from qconvert.formats.gguf.header import Header, TensorInfo, decode_header, described
 from qconvert.formats.gguf.layout import Placed

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.formats.gguf.floats import encode_floats
+from qconvert.formats.floats import encode_floats
 from qconvert.formats.gguf.header import padded
 from qconvert.formats.gguf.shards import Shard, shard_paths
 from qconvert.formats.target import OutputTensor, Plan

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
-from qconvert.config import read_json_object
 from qconvert.formats.refusal import Reason, Refused, collecting, raise_if_any, refuse
-from qconvert.safetensors_header import Entry, read_header
+from qconvert.formats.safetensors_header import Entry, read_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -70,3 +71,18 @@ def _no_weights(folder: Path) -> Refused:
         f"no weights in {folder}: neither {SINGLE} nor {INDEX}{beside}",
         "give the folder that transformers' save_pretrained writes",
     )
+
+
+def read_json_object(path: Path, remedy: str) -> dict[str, Any]:
+    """The object in a JSON file; `Refused` when there is none."""
+    try:
+        parsed = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise refuse(f"no {path.name} in {path.parent}", remedy) from None
+    except OSError as fault:
+        raise refuse(f"{path.name} cannot be read: {fault.strerror}") from None
+    except (ValueError, RecursionError) as fault:
+        raise refuse(f"{path.name} is not JSON: {fault}", "download or copy it again") from None
+    if not isinstance(parsed, dict):
+        raise refuse(f"{path.name} is not a JSON object", "download or copy it again")
+    return parsed

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qconvert.formats.refusal import Refused
-from qconvert.safetensors_header import read_header
+from qconvert.formats.safetensors_header import read_header
 
 GOOD: dict[str, Any] = {
     "__metadata__": {"format": "pt"},
