@@ -159,7 +159,7 @@ class IntegerGrid:
     def _params(self, scale: Floats, zero: Floats | None) -> dict[str, NDArray[Any]]:
         if not (np.abs(scale) <= _SCALES[self.scale][2]).all():
             raise ScaleOverflow(f"{self.name}: a scale is beyond {self.scale}")
-        kept = scale.astype(_SCALES[self.scale][3])
+        kept: NDArray[Any] = scale.astype(_SCALES[self.scale][3])
         return {"d": kept} if zero is None else {"d": kept, "zero": zero.astype(np.uint8)}
 
     def _lines(self, params: Mapping[str, NDArray[Any]]) -> Lines:

@@ -23,15 +23,19 @@ from qconvert.kernels.fit import (
     SuperAffine,
     SuperSymmetric,
     Symmetric,
+    Table,
     ZeroPoint,
 )
 
 Floats = NDArray[np.float32]
 
 ROWS_AT_ONCE = 16
-KINDS: dict[type, int] = {Symmetric: 0, Affine: 1, SuperSymmetric: 2, SuperAffine: 3, ZeroPoint: 4}
+KINDS: dict[type, int] = {
+    Symmetric: 0, Affine: 1, SuperSymmetric: 2, SuperAffine: 3, ZeroPoint: 4, Table: 0,
+}  # fmt: skip
 """How parameters are laid out: scale; scale and offset; whole sub-scales of a shared scale; the
-same with whole sub-minima of a shared minimum; scale and whole zero point."""
+same with whole sub-minima of a shared minimum; scale and whole zero point. Of a table, the scale
+that its parameters stand for."""
 
 NONE = np.empty(0, np.float32)
 
@@ -109,7 +113,8 @@ def descend(
     """Lower each row's error (v - t)' H (v - t) by moving one thing at a time to its best place.
 
     In turn: every code, then (`parameters`) each group's scale and offset, then the scales that
-    groups share; all of them stay values that the file can hold, and no step raises the error.
+    groups share; all of them stay values that the file can hold, and no step raises the error. On a
+    table (see `parameters_move`) only codes are moved.
     Returns the change of the values [cols, rows]; the gradient of other columns is the caller's.
     """
     run = importlib.import_module(f"qconvert.kernels.descent_{body}").descend
@@ -119,6 +124,7 @@ def descend(
     (gradient, *padded), count = _padded(rows, gradient, *fields)
     change = np.empty((cols, count), np.float32)
     limits = limits_of(search)
+    parameters = parameters and parameters_move(search)
     run(
         gradient, np.ascontiguousarray(moments), cols // len(state.scale), kind,
         known.low, known.high, known.middles, known.gaps,
@@ -129,6 +135,11 @@ def descend(
         if mine.size:
             mine[...] = found[..., :rows]
     return change[:, :rows]
+
+
+def parameters_move(search: Fit) -> bool:
+    """Whether descents and re-fits change parameters, or codes alone."""
+    return not isinstance(search, Table)
 
 
 def limits_of(search: Any) -> tuple[float, float]:

@@ -179,6 +179,20 @@ class SuperAffine:
         return self.size, *limits, *_spans(self.top, self.spans), self.rounds, self.refits
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """x ~ scale * level of an ascending table. No kernel searches the scales: the grid does, and
+    what moves codes leaves them as they are."""
+
+    size: int  # 0: the whole row
+    levels: NDArray[np.float32]
+    outputs: tuple[tuple[str, int], ...]
+    kernel = "fit_table"
+
+    def arguments(self) -> tuple[Any, ...]:
+        raise TypeError("a table of levels is fitted by its grid, not by a kernel")
+
+
 def _whole(first: int, last: int) -> NDArray[np.float32]:
     return np.arange(first, last + 1, dtype=np.float32)
 
@@ -204,14 +218,14 @@ def fit(
     Scales beyond what they are stored as come out infinite: the caller looks for them.
     """
     rows, cols = x.shape
-    run = getattr(importlib.import_module(f"qconvert.kernels.{body}"), search.kernel)
     full = max(rows, ROWS_AT_ONCE)
     if rows < full:
         x = np.concatenate([x, np.zeros((full - rows, cols), np.float32)])
-    weight = None if weight is None else _usable(weight)
+    weight = None if weight is None else usable(weight)
     codes = np.empty((full, cols), np.uint8)
     params = {name: np.empty((full, cols // per), np.float32) for name, per in search.outputs}
     arguments = search.arguments()
+    run = getattr(importlib.import_module(f"qconvert.kernels.{body}"), search.kernel)
 
     def part(start: int, stop: int) -> None:
         start = min(start, stop - ROWS_AT_ONCE)  # rows that two parts share get the same values
@@ -223,7 +237,7 @@ def fit(
     return codes[:rows], {name: values[:rows] for name, values in params.items()}
 
 
-def _usable(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+def usable(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     """Mean 1, nothing below LEAST_IMPORTANCE: the searches divide by sums of it."""
     if not (np.isfinite(weight).all() and (weight >= 0).all() and weight.any()):
         raise ValueError("importance must be finite, not negative, and not zero everywhere")
