@@ -54,14 +54,15 @@ def _side(
     stream: Stream, block: Block, rows: torch.Tensor, chosen: Sequence[int], mixed: bool
 ) -> tuple[dict[str, Moments], torch.Tensor]:
     device, pool = stream.skeleton.device, stream.pool
-    sums = {name: Sums(cols, device) for name, cols in block.inputs.items()}
+    narrow = stream.compute != torch.float32
+    sums = {name: Sums(cols, device, narrow) for name, cols in block.inputs.items()}
     cols = block.inputs["attn_in"] if mixed else 0
     second = torch.zeros(cols, cols, device=device)
     for wave in stream.captured(block, rows, list(sums), chosen=chosen, mixed=mixed):
         for name, x in wave.inputs.items():
             sums[name].add(x, pool)
         if wave.mixed is not None:
-            add_products(second, wave.inputs["attn_in"], wave.mixed, pool)
+            add_products(second, wave.inputs["attn_in"], wave.mixed, pool, narrow=narrow)
     moments = {n: one.moments(f"block {block.index}, {n}") for n, one in sums.items()}
     tokens = len(chosen) * rows.shape[1]
     return moments, whole(second) / tokens

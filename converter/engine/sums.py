@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +14,8 @@ from qconvert.formats.refusal import refuse
 
 PANEL = 256
 """Columns of a matrix of second moments that one task sums."""
+AT_ONCE = 1 << 18
+"""Numbers that pass through all sums together: they stay in the cache."""
 
 
 @dataclass(slots=True)
@@ -20,6 +24,7 @@ class Sums:
 
     cols: int
     device: torch.device
+    narrow: bool = False  # factors of products are taken as bfloat16; sums are float32 always
     tokens: int = 0
     _second: torch.Tensor = field(init=False)
     _vectors: dict[str, torch.Tensor] = field(init=False)
@@ -37,14 +42,14 @@ class Sums:
         """Add tokens x [n, cols]."""
         self.tokens += len(x)
         v = self._vectors
-        ones = x.new_ones(len(x))
-        square = x.square()
-        v["mean"] += ones @ x
-        v["mean_abs"] += ones @ x.abs()
-        v["fourth"] += ones @ square.square_()
-        v["lowest"] = torch.minimum(v["lowest"], x.amin(0))
-        v["highest"] = torch.maximum(v["highest"], x.amax(0))
-        add_products(self._second, x, x, pool)
+        for part in x.split(max(1, AT_ONCE // self.cols)):
+            ones = part.new_ones(len(part))
+            v["mean"] += ones @ part
+            v["mean_abs"] += ones @ part.abs()
+            v["fourth"] += ones @ part.square().square_()
+            v["lowest"] = torch.minimum(v["lowest"], part.amin(0))
+            v["highest"] = torch.maximum(v["highest"], part.amax(0))
+        add_products(self._second, x, x, pool, narrow=self.narrow)
 
     def moments(self, place: str) -> Moments:
         """The means; `Refused`, naming `place`, when a value was not finite."""
@@ -61,15 +66,31 @@ class Sums:
         return Moments(n, second, mean, mean_abs, fourth, v["lowest"], v["highest"])
 
 
-def add_products(second: torch.Tensor, x: torch.Tensor, y: torch.Tensor, pool: Workers) -> None:
+def add_products(
+    second: torch.Tensor, x: torch.Tensor, y: torch.Tensor, pool: Workers, *, narrow: bool = False
+) -> None:
     """Add x'y, which is symmetric, to the upper triangle of `second`; [cols, cols] from [n, cols].
-    Below the triangle, what is left there means nothing."""
+    Below the triangle, what is left there means nothing. `narrow`: of factors rounded to bfloat16,
+    as the linears themselves multiply them then, where the processor gains by it."""
 
     def upper(start: int) -> None:
         stop = start + PANEL
         second[:stop, start:stop] += x[:, :stop].t() @ y[:, start:stop]
 
-    pool.map(upper, range(0, len(second), PANEL))
+    with _bfloat16_factors(narrow):
+        pool.map(upper, range(0, len(second), PANEL))
+
+
+@contextmanager
+def _bfloat16_factors(wanted: bool) -> Iterator[None]:
+    """Within, torch may round the factors of float32 products on the processor to bfloat16; it
+    still sums in float32. Of values that are bfloat16 already, nothing is lost."""
+    usual = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if wanted else usual)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(usual)
 
 
 def whole(second: torch.Tensor) -> torch.Tensor:
