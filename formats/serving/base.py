@@ -1,0 +1,233 @@
+"""ServingTarget: a program that serves folders, as data, and what it plans for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from qconvert.formats.refusal import Reason, collecting, raise_if_any, refuse
+from qconvert.formats.serving.capability import Kernel, Verdict, places_of, told
+from qconvert.formats.serving.choice import Choice, choose, split_type
+from qconvert.formats.serving.container import Linear
+from qconvert.formats.serving.fused import Fusing, Shard, joined, linears_of, module_of, shards
+from qconvert.formats.serving.mark import container_of, marked_for
+from qconvert.formats.serving.model_files import (
+    ARCHITECTURES,
+    copied_files,
+    file_notes,
+    half_type,
+    model_problems,
+)
+from qconvert.formats.serving.placing import Place, known_containers, name_problems, place
+from qconvert.formats.serving.planning import IN_CONTAINER, CacheRule, Drawn, Extras, plan_folder
+from qconvert.formats.serving.scheme import Scheme
+from qconvert.formats.serving.schemes import family_of, schemes
+from qconvert.formats.serving.wanted import FLOATS, Wanted, asked
+from qconvert.formats.source import Source, SourceTensor
+from qconvert.formats.target import Plan, Reader, Request, Sink
+
+CACHES: Mapping[str, str] = {"fp8": "e4m3, one scale each for the keys and values of a block"}
+"""What `--kv` takes."""
+
+
+def nothing_more(drawn: Drawn) -> Extras:
+    return Extras()
+
+
+@dataclass(frozen=True, slots=True)
+class ServingTarget:
+    """`formats.target.Target` of a serving program: what differs between programs is data here."""
+
+    name: str
+    summary: str
+    containers: tuple[str, ...]  # that it reads, the preferred one first
+    by_bits: Mapping[int, Wanted]  # what --bits means; the first where nothing is asked
+    kernels: tuple[Kernel, ...]
+    fusing: Fusing
+    serve: str  # the command that serves {folder}
+    architectures: Mapping[str, str] = field(default_factory=lambda: ARCHITECTURES)
+    notes: tuple[str, ...] = ()
+    model_notes: Mapping[str, str] = field(default_factory=dict)  # by model_type
+    extras: Callable[[Drawn], Extras] = nothing_more
+    cache: CacheRule = IN_CONTAINER
+    foreign: bool = False  # whether quantized folders that others have written are its own
+    also: tuple[str, ...] = ()  # targets whose runtimes read its folders, too
+    folder: bool = True
+    takes: frozenset[str] = frozenset(
+        {"bits", "type", "split_bytes", "scheme", "group", "symmetric", "static", "container",
+         "kv", "layers", "hardware", "tp"}
+    )  # fmt: skip
+
+    @property
+    def types(self) -> Sequence[tuple[str, str]]:
+        """Schemes that it can hold and run somewhere, then float types."""
+        held = known_containers(self.containers).values()
+
+        def runs(scheme: Scheme) -> bool:
+            return any(
+                kernel.suits(scheme, one.name)
+                for one in held
+                if not one.problems(scheme)
+                for kernel in self.kernels
+            )
+
+        found = [(name, _summary(one)) for name, one in schemes().items() if runs(one)]
+        return (*found, *((name, f"not quantized, {dtype}") for name, dtype in FLOATS.items()))
+
+    def plan(self, source: Source, request: Request) -> Plan:
+        """The scheme of every linear, the container, all tensors and files; `Refused` with all
+        reasons, from headers alone."""
+        reasons: list[Reason] = []
+        reasons += model_problems(source, self.architectures, self.name)
+        reasons += name_problems(self.name, self.containers, request.container, request.hardware)
+        reasons += _value_problems(request)
+        wanted, layers = Wanted(), request.layers
+        half = half_type(source)
+        with collecting(reasons):
+            main, exceptions = split_type(request.type)
+            layers = (*layers, *exceptions)
+            wanted = asked(replace(request, type=main), self.by_bits, half)
+        raise_if_any(reasons)
+        tp = request.tp or 1
+        linears = linears_of(source)
+        choice = choose(
+            source, linears, wanted, layers,
+            fusing=self.fusing, tp=tp, defaults=self.by_bits.values(),
+        )  # fmt: skip
+        placed = self._placed(source, linears, choice, request)
+        drawn = Drawn(
+            self.name, source, choice, placed,
+            {one.name: Linear(module_of(one), (one.shape[0], one.shape[1]), scheme)
+             for one in linears if (scheme := choice.schemes[one.name]) is not None},
+            tuple(_floats(source, linears, choice)),
+            wanted.floats or half, request.kv, self.architectures[source.model_type],
+        )  # fmt: skip
+        return self._plan(drawn, request)
+
+    def _placed(
+        self, source: Source, linears: Sequence[SourceTensor], choice: Choice, request: Request
+    ) -> Place | None:
+        """The container of all that is quantized, and where it runs."""
+        quantized = [one for one in linears if choice.schemes[one.name] is not None]
+        pairs = list(_pairs(source, quantized, choice, self.fusing, request.tp or 1))
+        known = known_containers(self.containers)
+        if pairs:
+            return place(self.name, self.kernels, known, pairs, request.container, request.hardware)
+        if request.kv is not None:
+            held = known[request.container or next(iter(known))]
+            return Place(held, Verdict(frozenset(), {}, {}))
+        if request.container is not None:
+            raise refuse(
+                f"--container {request.container}: nothing is quantized", "leave out --container"
+            )
+        return None
+
+    def _plan(self, drawn: Drawn, request: Request) -> Plan:
+        from qconvert.formats.serving.folder.writer import overhead
+
+        extras = self.extras(drawn)
+        tensors, folder = plan_folder(drawn, self.fusing, self.cache, extras, request.split_bytes)
+        model = self.model_notes.get(drawn.source.model_type)
+        notes = (
+            *drawn.choice.notes, *_placing_notes(drawn.place, request), *extras.notes,
+            *self.notes, *([model] if model else ()), *file_notes(copied_files(drawn.source)),
+        )  # fmt: skip
+        plan = Plan(
+            target=self.name,
+            type=drawn.choice.type,
+            tensors=tensors,
+            default_name=self._default_name(drawn),
+            notes=notes,
+            details={"folder": folder, "about": self._about(drawn, extras)},
+        )
+        return replace(plan, overhead_bytes=overhead(plan))
+
+    def _default_name(self, drawn: Drawn) -> str:
+        """Of the model, the type, and what else was chosen."""
+        main, *exceptions = drawn.choice.type.split(",")
+        parts = [drawn.source.folder.resolve().name, main, *(["mixed"] if exceptions else [])]
+        if drawn.container is not None and drawn.container.name != self.containers[0]:
+            parts.append(drawn.container.name)
+        parts += [f"kv-{drawn.kv}"] if drawn.kv else []
+        return "-".join(parts)
+
+    def _about(self, drawn: Drawn, extras: Extras) -> Mapping[str, str]:
+        """What the tables say of a folder; {folder} stands for where it lies."""
+        lines = {}
+        if drawn.container is not None:
+            lines["container"] = drawn.container.name
+        if drawn.kv is not None:
+            lines["KV cache"] = f"{drawn.kv}: {CACHES[drawn.kv]}"
+        if drawn.place is not None and drawn.place.verdict.where:
+            lines["runs on"] = places_of(drawn.place.verdict.where)
+        lines["serve"] = " ".join((self.serve, *extras.flags))
+        return lines
+
+    def writer(self, plan: Plan, path: Path) -> AbstractContextManager[Sink]:
+        from qconvert.formats.serving.folder.writer import open_folder
+
+        return open_folder(plan, path)
+
+    def outputs(self, plan: Plan, path: Path) -> tuple[Path, ...]:
+        from qconvert.formats.serving.folder.writer import outputs
+
+        return outputs(plan, path)
+
+    def recognises(self, path: Path) -> bool:
+        """By the mark that every output has; folders of others by how they are quantized."""
+        mark = marked_for(path)
+        if mark is not None:
+            return mark == self.name
+        return self.foreign and container_of(path) is not None
+
+    def reader(self, path: Path) -> Reader:
+        from qconvert.formats.serving.folder.reader import open_reader
+
+        return open_reader(path)
+
+
+def _summary(scheme: Scheme) -> str:
+    family = family_of(scheme)
+    parts = [family.summary]
+    if family.named_group:
+        parts.append(f"groups of {scheme.group}" if scheme.group else "a scale for each row")
+    if scheme.static:
+        parts = [f"as {family.name}, but the activations of a linear share one fixed scale"]
+    return ", ".join([*parts, *["zero points"] * (not scheme.symmetric)])
+
+
+def _value_problems(request: Request) -> Iterator[Reason]:
+    if request.tp is not None and request.tp < 1:
+        yield Reason(f"--tp {request.tp} is not a number of ranks", "--tp 1")
+    if request.kv is not None and request.kv not in CACHES:
+        known = " or ".join(f"--kv {name}" for name in CACHES)
+        yield Reason(f"--kv {request.kv}: no scales are stored for a KV cache of this type", known)
+
+
+def _pairs(
+    source: Source, linears: Sequence[SourceTensor], choice: Choice, fusing: Fusing, tp: int
+) -> Iterator[tuple[Scheme, Shard]]:
+    for shard in shards(source, joined(source, linears, fusing), tp):
+        assert isinstance(shard, Shard)  # uneven ones are refused before
+        scheme = choice.schemes[shard.of.members[0].name]
+        assert scheme is not None
+        yield scheme, shard
+
+
+def _floats(source: Source, linears: Sequence[SourceTensor], choice: Choice) -> Iterator[str]:
+    """Modules of linears that stay float; a tied head is one, though it is stored nowhere."""
+    yield from (module_of(one) for one in linears if choice.schemes[one.name] is None)
+    yield next((module_of(one) for one in source.tensors if one.role == "head"), "lm_head")
+
+
+def _placing_notes(placed: Place | None, request: Request) -> Iterator[str]:
+    if placed is None or not placed.verdict.where:
+        return
+    where = placed.verdict.where
+    if request.hardware is None:
+        yield f"runs on: {places_of(where)}{'' if 'cpu' in where else '; not on cpu'}"
+        yield from told(placed.verdict)
+    else:
+        yield from placed.verdict.notes
