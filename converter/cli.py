@@ -26,6 +26,7 @@ from qconvert.errors import FAILED, OK, REFUSED, explain, terminate
 from qconvert.formats.refusal import MissingRuntime, refuse
 from qconvert.manual import CONVERT, HELP
 from qconvert.options import (
+    GROUPS,
     ByDefault,
     Grouped,
     bench_options,
@@ -67,23 +68,23 @@ def convert_command(
     threads: int,
     report_folder: Path | None,
     report: str | None,
-    **asked: Any,
+    **others: Any,
 ) -> int:
     from qconvert import facts, pipeline, render, render_layers
-    from qconvert.formats.target import targets
+    from qconvert.formats.target import Request, targets
 
     if target is None:
         known = ", ".join(sorted(targets()))
         raise refuse("the format to write is missing", f"add --to TARGET, one of: {known}")
-    wanted: Any = {
-        "bits": bits, "type": type_, "out": out, "split_bytes": split_size,
-        "threads": threads, "asked": Asked(**asked),
-    }  # fmt: skip
+    serving = {name: others.pop(name) for name in GROUPS["Serving"]}
+    request = Request(bits, type_, split_size, **serving)
+    asked = Asked(**others)
+    wanted: Any = {"request": request, "out": out, "threads": threads, "asked": asked}
     if plan_only:
         if report_folder is not None:
             raise refuse("--plan has nothing to report", "leave out --plan or --report")
         job, cost = pipeline.plan(model, target, **wanted)
-        lacking = pipeline.shortages(job, wanted["asked"], threads)
+        lacking = pipeline.shortages(job, asked, threads)
         result = facts.of_plan(job, cost, [*pipeline.obstacles(job, force=force), *lacking])
         deliver(result, report, *render.plan_tables(result))
         return REFUSED if lacking else OK
@@ -258,7 +259,9 @@ def chosen_runtime(target: Target, name: str | None, own_build: Path | None) -> 
     """A usable runtime for the outputs of `target`; `Refused` or `MissingRuntime` otherwise."""
     from qconvert.runtimes.runtime import runtimes
 
-    known = {one.name: one for one in runtimes().values() if one.target == target.name}
+    read_by = (target.name, *getattr(target, "also", ()))
+    found = sorted(runtimes().values(), key=lambda one: one.target != target.name)
+    known = {one.name: one for one in found if one.target in read_by}
     if not known or (name is not None and name not in known):
         problem = f"no runtime {name or ''} for {target.name}".replace("  ", " ")
         raise refuse(problem, f"known: {', '.join(sorted(known)) or 'none'}")
@@ -301,8 +304,9 @@ def float_output(source: Checkpoint, target: Target, out: Path) -> Iterator[Path
     stored = Counter(tensor.dtype for tensor in source.tensors if len(tensor.shape) > 1)
     kind = stored.most_common(1)[0][0]
     with tempfile.TemporaryDirectory(prefix=".qconvert-", dir=out.absolute().parent) as folder:
-        path = Path(folder) / f"unquantized{out.suffix}"
-        yield convert(source.folder, target.name, type=kind, out=path).files[0]
+        path = Path(folder) / f"unquantized{'' if target.folder else out.suffix}"
+        done = convert(source.folder, target.name, type=kind, out=path)
+        yield done.folder or done.files[0]
 
 
 def run(arguments: Sequence[str]) -> int:

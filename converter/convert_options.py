@@ -9,7 +9,15 @@ import click
 
 from qconvert.asked import Asked
 from qconvert.methods import NAMED
-from qconvert.options import Command, folder_or_file, json_option, read_size, threads_option
+from qconvert.options import (
+    Command,
+    folder_or_file,
+    json_option,
+    read_group,
+    read_layers,
+    read_size,
+    threads_option,
+)
 
 Decorators = Sequence[Command]
 DEFAULT = Asked()
@@ -17,10 +25,11 @@ AT_LEAST_TWO = click.IntRange(min=2)  # rows: one to fit to, one to judge by
 
 
 def convert_options(command: Command) -> Command:
-    """All options of a conversion, and its argument. Names are those of the fields of `Asked`."""
+    """All options of a conversion, and its argument. Names are those of the fields of `Asked`, and
+    of `Request` in `serving_options`."""
     options = (
-        folder_or_file("model"), *output_options(), *method_options(), *calibration_options(),
-        *work_options(), *report_options(),
+        folder_or_file("model"), *output_options(), *serving_options(), *method_options(),
+        *calibration_options(), *work_options(), *report_options(),
     )  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -33,16 +42,55 @@ def output_options() -> Decorators:
                      help="Format to write; `qconvert targets` lists them."),
         click.option("--bits", type=int, metavar="N",
                      help="Bits per weight, roughly: picks the type that users of the target"
-                     " expect (for gguf, 4 means Q4_K_M)."),
+                     " expect (for gguf, 4 means Q4_K_M; for vllm, w4a16)."),
         click.option("--type", "type_", metavar="TYPE",
-                     help="A type of the target by name, instead of --bits: Q4_K_M, Q8_0, BF16."),
+                     help="A type of the target by name, instead of --bits: Q4_K_M, Q8_0, BF16;"
+                     " w4a16-g64, fp8. `qconvert targets` lists them."),
         click.option("--out", type=click.Path(path_type=Path), metavar="PATH",
-                     help="Where to write. Default: a name made of model and type, here."),
+                     help="Where to write: a file, or the folder itself for targets that write one."
+                     " Default: a name made of model and type, here."),
         click.option("--split-size", callback=read_size, metavar="SIZE",
                      help="Write several files of at most SIZE: 2GB, 500MB, 1.5GiB."),
         click.option("--plan", "plan_only", is_flag=True,
                      help="Print what would be written, and what it costs; read no weight."),
         click.option("--force", is_flag=True, help="Replace an output that exists."),
+    )  # fmt: skip
+
+
+def serving_options() -> Decorators:
+    """For targets that write folders; `pipeline` refuses those that a target does not take."""
+    return (
+        click.option("--scheme", metavar="NAME",
+                     help="How linears are stored and computed: w4a16 (4-bit weights), w8a16, w8a8"
+                     " (INT8 weights and activations), fp8, fp8-block, nvfp4, nvfp4a16, mxfp4."
+                     " W4A16 is the smallest that runs everywhere; w8a8 and fp8 are faster for"
+                     " many requests at once."),
+        click.option("--group", callback=read_group, metavar="N|channel",
+                     help="Columns that share a scale, for w4a16 and w8a16: 32, 64, 128, or a whole"
+                     " row. Smaller is a little larger and more accurate. Default: the largest that"
+                     " divides the inputs of every linear."),
+        click.option("--symmetric/--asymmetric", default=None,
+                     help="Without or with zero points, for w4a16 and w8a16. Default: as most"
+                     " kernels of the target take it."),
+        click.option("--static", is_flag=True, default=None,
+                     help="One scale for the activations of a linear, fixed by calibration, for"
+                     " w8a8 and fp8. Default: one for each token, made as it is served: more"
+                     " accurate."),
+        click.option("--container", metavar="NAME",
+                     help="The layout of the files: compressed-tensors, gptq, awq, fp8, modelopt."
+                     " Default: the first in which the target runs the scheme."),
+        click.option("--kv", metavar="TYPE",
+                     help="Also calibrate and store scales for a KV cache of this type: fp8."),
+        click.option("--layer", "layers", multiple=True, callback=read_layers,
+                     metavar="PATTERN=SCHEME",
+                     help="Another scheme, or float, for the linears whose name matches:"
+                     " '*.down_proj=w8a16', 'layers.0.*=float'. May be given several times; the"
+                     " first that matches wins."),
+        click.option("--hardware", metavar="NAME",
+                     help="Refuse what does not run there: cpu, turing, ampere, ada, hopper,"
+                     " blackwell. Default: take what runs somewhere, and say where."),
+        click.option("--tp", type=click.IntRange(min=1), metavar="N",
+                     help="Ranks of tensor parallelism: refuse what their shards cannot take."),
     )  # fmt: skip
 
 

@@ -63,20 +63,22 @@ def estimate(plan: Plan, threads: int, fitted: Iterable[OutputTensor] | None = N
     return Estimate(peak_of(plan), plan.nbytes, seconds)
 
 
-def chunk_rows(cols: int) -> int:
-    """Rows of `cols` weights that are handled at once."""
-    return max(1, CHUNK // max(1, cols))
+def chunk_rows(cols: int, together: int = 1) -> int:
+    """Rows of `cols` weights that are handled at once: a multiple of `together`."""
+    return max(1, CHUNK // max(1, cols * together)) * together
 
 
 def peak_of(plan: Plan) -> int:
     """Bytes of memory while tensors are fitted and written, a chunk at a time."""
-    return INTERPRETER + max((_working_bytes(tensor) for tensor in plan.tensors), default=0)
+    whole = bool(plan.details.get("gathers"))
+    return INTERPRETER + max((_working_bytes(tensor, whole) for tensor in plan.tensors), default=0)
 
 
-def _working_bytes(tensor: OutputTensor) -> int:
+def _working_bytes(tensor: OutputTensor, gathered: bool) -> int:
+    """`gathered`: the writer packs a quantized tensor when it has all of it."""
     weights = math.prod(tensor.shape)
-    chunk = min(weights, max(CHUNK, tensor.shape[-1])) * _PER_WEIGHT
-    if tensor.row_order is None:
+    chunk = min(weights, max([CHUNK, *tensor.shape[-1:]])) * _PER_WEIGHT
+    if tensor.row_order is None and not (gathered and tensor.grid is not None):
         return chunk
     return chunk + weights * (_FLOATS_PER_WEIGHT if tensor.grid is None else _PER_WHOLE_WEIGHT)
 
@@ -96,10 +98,18 @@ def seconds_of(plan: Plan, fitted: Iterable[OutputTensor], threads: int) -> floa
     return fitting + moved / _DISK
 
 
+def bound_to(grid: Grid, largest: float) -> Grid:
+    """A grid that fits, for a trial: one whose last scale is open is bound to `largest`."""
+    bound = getattr(grid, "bound", None)  # `formats.grid.Bindable`
+    found: Grid = grid if bound is None else bound(largest)
+    return found
+
+
 def seconds_per_weight(grid: Grid, threads: int) -> float:
     """Measured on random weights, the better of two runs after one that warms up."""
     shape = (128 * min(threads, 16), 2048)
     trial = np.random.default_rng(0).standard_normal(shape, np.float32) * np.float32(0.02)
+    grid = bound_to(grid, float(np.abs(trial).max()))
     grid.quantize(trial[:1], threads=threads)
     best = math.inf
     for _ in range(2):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from qconvert.engine.bundle import Bundle
     from qconvert.estimate import Estimate
     from qconvert.formats.source import Source
-    from qconvert.formats.target import OutputTensor, Target
+    from qconvert.formats.target import OutputTensor, Plan, Target
     from qconvert.methods import Algorithm, Named
     from qconvert.pipeline import Conversion, Job
 
@@ -119,7 +119,8 @@ def by_type(rows: Iterable[_Row]) -> dict[str, dict[str, int]]:
 
 
 def _row(tensor: OutputTensor) -> _Row:
-    role = tensor.source.role if tensor.source else "computed"
+    made = "computed" if tensor.statistic is None else "measured"
+    role = tensor.source.role if tensor.source else made
     return _Row(role, tensor.name, tensor.shape, tensor.dtype, tensor.nbytes, tensor.note)
 
 
@@ -134,6 +135,13 @@ def _stored(rows: Sequence[_Row], *, each: bool) -> dict[str, Any]:
     }
 
 
+def about(plan: Plan, path: Path) -> dict[str, str]:
+    """What the target says of its output, in few words: where it runs, the command that serves
+    it."""
+    lines: Mapping[str, str] = plan.details.get("about", {})
+    return {name: line.replace("{folder}", str(path)) for name, line in lines.items()}
+
+
 def of_plan(job: Job, cost: Estimate, obstacles: Sequence[Reason] = ()) -> dict[str, Any]:
     """What a conversion would write, how, what it costs, and what stands in its way."""
     plan, data, recipe = job.plan, cost.calibrating, job.recipe
@@ -142,8 +150,10 @@ def of_plan(job: Job, cost: Estimate, obstacles: Sequence[Reason] = ()) -> dict[
         "model_type": job.source.model_type,
         "target": plan.target,
         "type": plan.type,
+        "folder": str(job.path) if job.target.folder else None,
         "files": [str(file) for file in job.files],
         "bytes": plan.nbytes,
+        "about": about(plan, job.path),
         **_stored([_row(tensor) for tensor in plan.tensors], each=False),
         "notes": [*plan.notes, *(data.notes if data else ())],
         "method": None if recipe is None else recipe.name,
@@ -169,8 +179,10 @@ def of_conversion(done: Conversion, threads: int) -> dict[str, Any]:
         "model": str(done.model),
         "target": done.target,
         "type": done.type,
+        "folder": None if done.folder is None else str(done.folder),
         "files": [{"path": str(file), "bytes": file.stat().st_size} for file in done.files],
         "bytes": done.nbytes,
+        "about": about(plan, done.folder or done.files[0]),
         **_stored([_row(tensor) for tensor in plan.tensors], each=False),
         "notes": [*plan.notes, *(text.notes if text else ())],
         "seconds": done.seconds,

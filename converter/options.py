@@ -20,6 +20,17 @@ Command = Callable[..., Any]
 
 GROUPS = {
     "Output": ("target", "bits", "type_", "out", "split_size", "plan_only", "force"),
+    "Serving": (
+        "scheme",
+        "group",
+        "symmetric",
+        "static",
+        "container",
+        "kv",
+        "layers",
+        "hardware",
+        "tp",
+    ),
     "Method": ("method", "effort", "seed", "device", "compute", "threads"),
     "Calibration": ("calib", "calib_rows", "calib_length", "calib_chat"),
     "Work folder": ("work", "keep_work", "resume"),
@@ -85,6 +96,31 @@ def read_size(ctx: click.Context, param: click.Parameter, value: str | None) -> 
         return None if value is None else parse_size(value)
     except ValueError as error:
         raise click.BadParameter(str(error), ctx, param) from None
+
+
+def read_group(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Columns that share a scale; 0 for "channel", the whole row."""
+    if value is None or value.strip().lower() == "channel":
+        return None if value is None else 0
+    if not value.isdecimal() or int(value) == 0:
+        raise click.BadParameter(
+            f"{value!r} is neither a number of columns nor channel", ctx, param
+        )
+    return int(value)
+
+
+def read_layers(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> tuple[tuple[str, str], ...]:
+    """(pattern, scheme) of each PATTERN=SCHEME."""
+    found = []
+    for text in value:
+        pattern, _, scheme = text.rpartition("=")
+        if not pattern or not scheme:
+            example = "'*.down_proj=w8a16' or 'layers.0.*=float'"
+            raise click.BadParameter(f"{text!r} is not PATTERN=SCHEME, as {example}", ctx, param)
+        found.append((pattern, scheme))
+    return tuple(found)
 
 
 def report_file(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:

@@ -6,10 +6,13 @@ import errno
 import math
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from qconvert.asked import Asked, Calibrated
 from qconvert.checkpoint import Checkpoint, open_checkpoint
@@ -18,13 +21,34 @@ from qconvert.engine.bundle import Bundle, open_bundle, recognises
 from qconvert.estimate import Estimate, chunk_rows, estimate
 from qconvert.formats.refusal import Reason, Refused, collecting, raise_if_any, refuse
 from qconvert.formats.source import Source
-from qconvert.formats.target import OutputTensor, Plan, Request, Sink, Target, target_named
+from qconvert.formats.target import (
+    OutputTensor,
+    Plan,
+    Request,
+    Sink,
+    Target,
+    target_named,
+    targets,
+)
 from qconvert.progress import BlockProgress, Progress, silent, silent_blocks
 from qconvert.recipe import Recipe, parse, usual, why_usual
-from qconvert.resources import output_problems, peak_resident_bytes, usable_cores
+from qconvert.resources import (
+    folder_problems,
+    output_problems,
+    peak_resident_bytes,
+    usable_cores,
+)
 
 StrPath = str | PathLike[str]
 DEFAULT = Asked()
+NOTHING = Request()
+
+OPTIONS: Mapping[str, str] = {
+    "split_bytes": "--split-size",
+    "symmetric": "--symmetric or --asymmetric",
+    "layers": "--layer",
+}
+"""Fields of a request -> their options, where these are called otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +60,7 @@ class Job:
     target: Target
     plan: Plan
     path: Path
-    files: tuple[Path, ...]  # more than one when the output is split
+    files: tuple[Path, ...]  # more than one when the output is split, or a folder
     inputs: tuple[Path, ...]  # what is read, and must not be written over
     model: Path  # the folder that the user named
     recipe: Recipe | None = None  # None: the codes exist already
@@ -44,7 +68,9 @@ class Job:
 
     @property
     def calibrated(self) -> bool:
-        return self.recipe is not None and self.recipe.calibrated
+        """Whether text is looked at: by the method, or for numbers that the output holds."""
+        measured = any(tensor.statistic is not None for tensor in self.plan.tensors)
+        return self.recipe is not None and (self.recipe.calibrated or measured)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +96,7 @@ class Conversion:
     types: Mapping[str, Tally]  # stored type -> how much is in it
     plan: Plan
     calibrated: Calibrated | None = None  # None: every weight was fitted by itself
+    folder: Path | None = None  # the output, where it is one
 
     @property
     def bits_per_weight(self) -> float:
@@ -85,16 +112,22 @@ def prepare(
     type: str | None = None,
     out: StrPath | None = None,
     split_bytes: int | None = None,
+    request: Request = NOTHING,
     asked: Asked = DEFAULT,
 ) -> Job:
     """Decide everything about a conversion from headers alone; `Refused` with all reasons.
+
+    `bits`, `type` and `split_bytes` are fields of `request`, for short.
 
     `model` is a model folder, or a finished work folder, whose codes are then written as they are.
     """
     reasons: list[Reason] = []
     target, source, recipe = None, None, None
+    given: dict[str, Any] = {"bits": bits, "type": type, "split_bytes": split_bytes}
+    request = replace(request, **{key: one for key, one in given.items() if one is not None})
     with collecting(reasons):
         target = target_named(to)
+        raise_if_any(list(_untaken(target, request)))
     with collecting(reasons):
         path = Path(model)
         source = open_bundle(path) if recognises(path) else open_checkpoint(path)
@@ -103,10 +136,22 @@ def prepare(
     raise_if_any(reasons)
     assert target is not None
     assert source is not None
-    request = Request(bits, type, split_bytes)
     if isinstance(source, Bundle):
         return job_of_bundle(source, target, request, out)
     return job_of_checkpoint(source, target, request, out, recipe, asked)
+
+
+def _untaken(target: Target, request: Request) -> Iterator[Reason]:
+    """What is asked of a target that does not follow it, and the targets that do."""
+    for one in fields(request):
+        if one.name in target.takes or getattr(request, one.name) in (None, ()):
+            continue
+        others = [name for name, other in targets().items() if one.name in other.takes]
+        option = OPTIONS.get(one.name, f"--{one.name}")
+        yield Reason(
+            f"--to {target.name} takes no {option}",
+            f"leave it out, or take --to {' or '.join(others)}" if others else "leave it out",
+        )
 
 
 def job_of_bundle(
@@ -114,7 +159,7 @@ def job_of_bundle(
 ) -> Job:
     """Write the codes of a finished work folder as they are."""
     codes = Kept(bundle)
-    plan = target.plan(bundle, codes.usual(request, target.name))
+    plan = target.plan(bundle, codes.usual(request, target))
     raise_if_any(codes.problems(plan))
     plan = replace(plan, notes=(*bundle.notes, *plan.notes, *codes.notes(plan)))
     path, files = _placed(target, plan, out)
@@ -159,7 +204,7 @@ def _with_transforms(
 def _placed(target: Target, plan: Plan, out: StrPath | None) -> tuple[Path, tuple[Path, ...]]:
     """Where the output goes: its name, and its files."""
     path = Path(plan.default_name) if out is None else Path(out)
-    if path.is_dir():
+    if path.is_dir() and not target.folder:
         path = path / plan.default_name
     return path, target.outputs(plan, path)
 
@@ -172,11 +217,15 @@ def plan(
     type: str | None = None,
     out: StrPath | None = None,
     split_bytes: int | None = None,
+    request: Request = NOTHING,
     threads: int | None = None,
     asked: Asked = DEFAULT,
 ) -> tuple[Job, Estimate]:
     """What `convert` would do with the same arguments, and what it would cost."""
-    job = prepare(model, to, bits=bits, type=type, out=out, split_bytes=split_bytes, asked=asked)
+    job = prepare(
+        model, to, bits=bits, type=type, out=out, split_bytes=split_bytes, request=request,
+        asked=asked,
+    )  # fmt: skip
     return job, _cost(job, asked, threads or usable_cores())
 
 
@@ -196,6 +245,7 @@ def convert(
     type: str | None = None,
     out: StrPath | None = None,
     split_bytes: int | None = None,
+    request: Request = NOTHING,
     threads: int | None = None,
     force: bool = False,
     progress: Progress = silent,
@@ -204,14 +254,19 @@ def convert(
 ) -> Conversion:
     """Convert the folder `model`, a checkpoint or a finished work folder, to the target `to`.
 
-    `bits` or `type` ("Q4_K_M") says how small; `out` is a file, or a folder for a file of the
-    default name; `force` replaces an output that exists. `Refused` when it cannot be done, with
-    nothing left behind. The bytes written do not depend on `threads`. `progress` is called with
-    the name of the tensor at hand, the bytes of the source done so far, and their total.
+    `bits` or `type` ("Q4_K_M", "w4a16-g64") says how small, `request` what else a target may be
+    asked for. `out` is a file, or a folder for a file of the default name; of a target that writes
+    folders, the folder itself. `force` replaces an output that exists. `Refused` when it cannot be
+    done, with nothing left behind. The bytes written do not depend on `threads`. `progress` is
+    called with the name of the tensor at hand, the bytes of the source done so far, and their
+    total.
     `asked` says how the weights are optimised; `blocks` is told of every block that is.
     """
     begin = time.perf_counter()
-    job = prepare(model, to, bits=bits, type=type, out=out, split_bytes=split_bytes, asked=asked)
+    job = prepare(
+        model, to, bits=bits, type=type, out=out, split_bytes=split_bytes, request=request,
+        asked=asked,
+    )  # fmt: skip
     done = run(job, threads=threads, force=force, progress=progress, asked=asked, blocks=blocks)
     return replace(done, seconds=time.perf_counter() - begin)
 
@@ -250,6 +305,7 @@ def run(
         tallies(job.plan),
         job.plan,
         calibrated,
+        job.path if job.target.folder else None,
     )
 
 
@@ -276,6 +332,9 @@ def _calibrated(
 
 def obstacles(job: Job, *, force: bool = False) -> list[Reason]:
     """Why the output could not be written where it is to go; looked at anew on every call."""
+    if job.target.folder:
+        ours = force and job.target.recognises(job.path)
+        return folder_problems(job.path, job.plan.nbytes, job.inputs, replaces=ours, forced=force)
     inputs = {file.resolve() for file in job.inputs}
     return [
         Reason(f"{file} is the model itself", "name another output with --out")
@@ -306,6 +365,11 @@ def _stream(job: Job, threads: int, progress: Progress) -> None:
 
 def _write(sink: Sink, tensor: OutputTensor, job: Job, threads: int) -> None:
     """Write one tensor by chunks of rows, whole where its rows change places."""
+    if tensor.statistic is not None:
+        assert isinstance(job.source, Bundle)
+        found = tensor.statistic.stored(job.source.largest(tensor.statistic))
+        sink.write(tensor, np.full(tensor.shape, found, np.float32))
+        return
     if tensor.source is None:
         assert tensor.values is not None
         sink.write(tensor, tensor.values)
@@ -314,7 +378,7 @@ def _write(sink: Sink, tensor: OutputTensor, job: Job, threads: int) -> None:
         sink.write(tensor, job.source.rows(tensor.source, 0, 1))
         return
     count, cols = tensor.source.shape
-    step = chunk_rows(cols)
+    step = chunk_rows(cols, 1 if tensor.grid is None else tensor.grid.together)
     spans = [(start, min(start + step, count)) for start in range(0, count, step)]
     if tensor.grid is None:
         if tensor.row_order is not None:

@@ -18,7 +18,7 @@ from qconvert.algorithms.slots import Setting
 from qconvert.engine.pieces import Piece
 from qconvert.engine.solve import solve
 from qconvert.engine.stream import Workers, workers
-from qconvert.estimate import seconds_per_weight
+from qconvert.estimate import bound_to, seconds_per_weight
 from qconvert.formats.grid import Grid
 from qconvert.formats.target import OutputTensor
 from qconvert.recipe import Recipe
@@ -115,6 +115,7 @@ def _solving(
     second.diagonal().add_(0.1)
     second = second.to(device)
     w = 0.02 * torch.randn(2 * rows, width, generator=chance).to(device)
+    grid = bound_to(grid, float(w.abs().max()))
 
     def timed(some: torch.Tensor) -> float:
         piece = Piece(np.arange(len(some)), second, second)

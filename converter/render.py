@@ -110,8 +110,9 @@ def plan_tables(result: Mapping[str, Any]) -> list[Any]:
     cost, free, data = result["estimate"], result["disk_free_bytes"], result["calibrating"]
     rows = [
         ("model", f"{result['model']} ({result['model_type']})"),
-        ("output", "\n".join(result["files"])),
+        ("output", "\n".join(result["files"]) if result["folder"] is None else result["folder"]),
         ("type", f"{result['target']} {result['type']}"),
+        *result["about"].items(),
         ("size", f"{size(result['bytes'])}, {result['bits_per_weight']:.2f} bits per weight"),
         *([("method", method_line(result))] if result["method"] else ()),
         *(planned_rows(data) if data else ()),
@@ -135,8 +136,9 @@ def conversion_tables(result: Mapping[str, Any]) -> list[Any]:
     calibrated = result["calibrated"]
     rows = [
         ("model", result["model"]),
-        *(("wrote", f"{file['path']} ({size(file['bytes'])})") for file in result["files"]),
+        *_written(result),
         ("type", f"{result['target']} {result['type']}"),
+        *result["about"].items(),
         ("bits per weight", f"{result['bits_per_weight']:.2f}"),
         *(calibration_rows(calibrated) if calibrated else ()),
         ("time", f"{result['seconds']:.1f} s, {size(rate)}/s of the source,"
@@ -144,6 +146,14 @@ def conversion_tables(result: Mapping[str, Any]) -> list[Any]:
         ("peak memory", size(result["peak_memory_bytes"])),
     ]  # fmt: skip
     return [pairs("converted", rows), _types(result), *_notes(result)]
+
+
+def _written(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if result["folder"] is None:
+        return [("wrote", f"{file['path']} ({size(file['bytes'])})") for file in result["files"]]
+    return [
+        ("wrote", f"{result['folder']} ({size(result['bytes'])}, {len(result['files'])} files)")
+    ]
 
 
 def inspect_tables(result: Mapping[str, Any]) -> list[Any]:

@@ -111,7 +111,7 @@ def output_problems(files: tuple[Path, ...], nbytes: int, *, force: bool) -> lis
     """Why `nbytes` could not be written to `files`, which lie in one folder; writes nothing."""
     folder = files[0].absolute().parent
     if not folder.is_dir():
-        return [Reason(f"no such folder to write to: {folder}", f"create it: mkdir -p {folder}")]
+        return _no_folder(folder)
     problems = [
         Reason(f"{file} is a folder", "name a file with --out") for file in files if file.is_dir()
     ]
@@ -121,6 +121,41 @@ def output_problems(files: tuple[Path, ...], nbytes: int, *, force: bool) -> lis
             for file in files
             if file.is_file()
         ]
+    return [*problems, *place_problems(folder, nbytes)]
+
+
+def folder_problems(
+    path: Path, nbytes: int, inputs: tuple[Path, ...], *, replaces: bool, forced: bool
+) -> list[Reason]:
+    """Why `nbytes` could not be written to the folder `path`, to replace what is there where
+    `replaces`; `forced`: that was asked for. Writes nothing."""
+    above = path.absolute().parent
+    if not above.is_dir():
+        return _no_folder(above)
+    here = path.resolve()
+    if any(here == one.resolve().parent or here in one.resolve().parents for one in inputs):
+        return [Reason(f"{path} holds the model itself", "name another folder with --out")]
+    problems = []
+    if path.exists() and not path.is_dir():
+        problems.append(Reason(f"{path} is a file", "name a folder with --out"))
+    elif path.is_dir() and any(path.iterdir()) and not replaces:
+        problems.append(
+            Reason(f"{path} holds files that are not such an output: it is not replaced",
+                   "name another folder with --out")
+            if forced
+            else Reason(f"{path} is a folder with files in it",
+                        "replace it with --force, or name another with --out")
+        )  # fmt: skip
+    return [*problems, *place_problems(above, nbytes)]
+
+
+def _no_folder(folder: Path) -> list[Reason]:
+    return [Reason(f"no such folder to write to: {folder}", f"create it: mkdir -p {folder}")]
+
+
+def place_problems(folder: Path, nbytes: int) -> list[Reason]:
+    """Why `nbytes` could not be written below `folder`, which exists."""
+    problems = []
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -33,7 +33,7 @@ Written = dict[str, list[Any]]
 class Bytes:
     """A grid of one scale per row and one byte per weight."""
 
-    name, block, bits_per_weight = "BYTES", 1, 8.0
+    name, block, bits_per_weight, together = "BYTES", 1, 8.0, 1
 
     def quantize(
         self, w: NDArray[np.float32], weight: NDArray[np.float32] | None = None, *, threads: int = 1
@@ -77,6 +77,8 @@ class Keeper:
     name: str = "keeper"
     summary: str = ""
     types: tuple[tuple[str, str], ...] = ()
+    takes: frozenset[str] = frozenset({"bits", "type"})
+    folder: bool = False
 
     def plan(self, source: Source, request: Request) -> Plan:
         if request.bits == 7:
