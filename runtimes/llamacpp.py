@@ -1,24 +1,46 @@
 """llama.cpp, through llama-cpp-python, in a process of its own.
 
-The package brings a build of llama.cpp. A user's own build (for the device at hand) takes its place
-when its folder of shared libraries is named, by `LlamaCpp(library=...)` or QCONVERT_LLAMACPP.
+It runs in its own environment where `qconvert runtimes install llamacpp` has made one, else in this
+interpreter, where llama-cpp-python may be installed. The package brings a build of llama.cpp. A
+user's own build (for the device at hand) takes its place when its folder of shared libraries is
+named, by `LlamaCpp(library=...)` or QCONVERT_LLAMACPP.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from qconvert.formats.refusal import MissingRuntime, refuse
+from qconvert.runtimes import environments
+from qconvert.runtimes.environments import Recipe, install_line
 from qconvert.runtimes.process import Launch, RuntimeFailed, Worker
 from qconvert.runtimes.runtime import Session
 from qconvert.runtimes.session import WorkerSession
 
 LIBRARY_VARIABLE = "QCONVERT_LLAMACPP"
 LIBRARY_NAMES = ("libllama.so", "libllama.dylib", "llama.dll", "libllama.dll")
-INSTALL = "pip install 'qconvert[llamacpp]'  (builds llama.cpp: needs cmake and a C++ compiler)"
+
+RECIPE = Recipe(
+    "llamacpp",
+    commands=(("install", "--no-cache-dir", "llama-cpp-python==0.3.36"),),
+    package="llama-cpp-python",
+    nbytes=1_000_000_000,
+    pins="llamacpp-pins.txt",
+    environment={
+        # Only the library: no tools, examples, tests, server, images.
+        "CMAKE_ARGS": "-DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF"
+        " -DLLAMA_BUILD_SERVER=OFF -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF"
+        # GCC 12 and older compile ggml's AMX kernels into a crash (ggml-org/llama.cpp#20824):
+        # without them the AVX-512 and AVX2 ones are used.
+        " -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__"
+    },
+    about="built from source, some minutes; needs a C++ compiler",
+)
+"""Past pip's cache, which may hold a build with other flags."""
 
 ACTIVATION_BLOCKS: Mapping[str, int] = {
     **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL"), 32),  # Q8_0, Q8_1
@@ -41,12 +63,16 @@ class LlamaCpp:
     def install(self) -> str:
         """The one line that makes it usable, or a build of one's own that fits."""
         if self.library is None and not os.environ.get(LIBRARY_VARIABLE):
-            return INSTALL
+            return install_line(self.name)
         return (
             "name a folder with the shared libraries of a llama.cpp build (-DBUILD_SHARED_LIBS=ON)"
             " that fits the installed llama-cpp-python, or name none to use the build inside that"
             " package"
         )
+
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        return (RECIPE,)
 
     @property
     def activation_blocks(self) -> Mapping[str, int]:
@@ -109,7 +135,14 @@ class LlamaCpp:
             self.install,
             environment,
             self.timeout,
+            self._python(),
         )
+
+    def _python(self) -> str:
+        """Of its own environment where that is whole, else this one: users may have installed
+        `qconvert[llamacpp]`."""
+        own = environments.environment(self.name)
+        return sys.executable if own.lack(self.recipes) else str(own.python)
 
     def _folder(self) -> Path | None:
         """Folder of the user's own build; `MissingRuntime` when there is no library in it."""

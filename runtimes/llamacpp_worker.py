@@ -1,4 +1,4 @@
-"""The worker process of llama.cpp: `python -P -m qconvert.runtimes.llamacpp_worker`."""
+"""The worker process of llama.cpp, started by `bootstrap`."""
 
 from __future__ import annotations
 
@@ -58,8 +58,10 @@ class LlamaCppWorker:
     def memory(self) -> Answer:
         return Answer(peak_bytes())
 
-    def throughput(self, prompt: int, generate: int, repetitions: int) -> Answer:
+    def throughput(self, prompt: int, generate: int, repetitions: int, sequences: int) -> Answer:
         """As `llama-bench`: prompt and generation apart, each from an empty context."""
+        if sequences != 1:
+            raise WorkerError("refused", "llama.cpp is measured with one sequence", "--batch 1")
         model = self._model()
         tokens = (np.arange(max(prompt, generate)) * 7919 % model.vocab).astype(np.int32)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
-
-import psutil  # type: ignore[import-untyped,unused-ignore]
 
 
 def physical_cores() -> int:
@@ -15,7 +15,7 @@ def physical_cores() -> int:
 
     Runtimes spin at barriers, so that one thread too many costs more than one too few.
     """
-    limits = [psutil.cpu_count(logical=False) or os.cpu_count() or 1]
+    limits = [_psutil().cpu_count(logical=False) or os.cpu_count() or 1]
     if hasattr(os, "sched_getaffinity"):
         limits.append(len(os.sched_getaffinity(0)))
     quota = _cgroup_cores(Path("/sys/fs/cgroup/cpu.max"))
@@ -26,7 +26,7 @@ def physical_cores() -> int:
 
 def busy_share(seconds: float = 0.5) -> float:
     """Share of all cores that is in use, over the next `seconds`."""
-    return float(psutil.cpu_percent(interval=seconds)) / 100.0
+    return float(_psutil().cpu_percent(interval=seconds)) / 100.0
 
 
 def processor() -> str:
@@ -39,6 +39,11 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def available_bytes() -> int:
+    """Memory that programs may still take."""
+    return int(_psutil().virtual_memory().available)
+
+
 def peak_bytes() -> int:
     """Largest resident size so far of this process, mapped files included.
 
@@ -49,7 +54,7 @@ def peak_bytes() -> int:
         for line in status.read_text("ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    info: Any = psutil.Process().memory_info()
+    info: Any = _psutil().Process().memory_info()
     if hasattr(info, "peak_wset"):  # Windows
         return int(info.peak_wset)
     import resource
@@ -64,3 +69,22 @@ def _cgroup_cores(path: Path) -> float | None:
         return None if quota == "max" else int(quota) / int(period)
     except (OSError, ValueError):
         return None
+
+
+def nvidia_gpu() -> bool:
+    """Whether NVIDIA's driver knows a GPU here."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return False
+    try:
+        listed = subprocess.run([program, "-L"], capture_output=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listed.returncode == 0 and b"GPU" in listed.stdout
+
+
+def _psutil() -> Any:
+    """Imported late: a worker's interpreter may lack it, and needs it on no Linux."""
+    import psutil  # type: ignore[import-untyped,unused-ignore]
+
+    return psutil

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -33,9 +34,15 @@ class RuntimeFailed(Exception):
         super().__init__(f"{runtime} {problem}{said}")
 
 
+BOOTSTRAP = Path(__file__).with_name("bootstrap.py")
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How to start a worker: `python -P -m module`, in an empty folder."""
+    """How to start a worker: `python -P bootstrap.py module`, in an empty folder.
+
+    `python` may be any interpreter that has numpy: see `bootstrap`.
+    """
 
     runtime: str  # as messages call it: "llama.cpp"
     module: str  # speaks `protocol` on its standard streams
@@ -57,12 +64,13 @@ class Worker:
         self._closed = threading.Event()
         with self._stderr.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [launch.python, "-P", "-m", launch.module],
+                [launch.python, "-P", str(BOOTSTRAP), launch.module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 cwd=self._folder.name,
                 env={**os.environ, **launch.environment},
+                start_new_session=True,  # a group of its own: what it starts ends with it
             )
         threading.Thread(target=self._watch_clock, daemon=True).start()
 
@@ -100,6 +108,8 @@ class Worker:
 
     def close(self) -> None:
         """End the worker and forget its folder. Does nothing the second time."""
+        if self._closed.is_set():
+            return
         self._closed.set()
         self._stop()
         self._folder.cleanup()
@@ -117,7 +127,7 @@ class Worker:
         while not self._closed.wait(WATCH_SECONDS):
             if time.monotonic() > self._deadline:
                 self._timed_out = True
-                self._process.kill()
+                self._kill()
                 return
 
     def _lost(self, name: str, limit: float) -> NoReturn:
@@ -125,7 +135,7 @@ class Worker:
         try:
             self._process.wait(timeout=5.0)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._kill()
         how = (
             f"took longer than {limit:g} s and was stopped"
             if self._timed_out
@@ -150,11 +160,18 @@ class Worker:
         lines = self._stderr.read_text("utf-8", errors="replace").splitlines()
         return "\n".join([line.strip() for line in lines if line.strip()][-TAIL_LINES:])
 
+    def _kill(self) -> None:
+        """End the worker and all that it has started, also where it has gone before them."""
+        if not hasattr(os, "killpg"):
+            self._process.kill()
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: only zombies left
+            os.killpg(self._process.pid, signal.SIGKILL)
+
     def _stop(self) -> None:
         process = self._process
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        self._kill()
+        process.wait()
         for stream in (process.stdin, process.stdout):
             if stream is not None:
                 try:

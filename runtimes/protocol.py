@@ -104,9 +104,14 @@ class Service:
     parent: int = field(default_factory=os.getppid)
 
     def run(self) -> None:
+        """Over standard input and output, as `Worker` starts it."""
         requests, replies = _take_pipes()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent
-        threading.Thread(target=self._watch_parent, daemon=True).start()  # is the one to decide
+        self.serve(requests, replies)  # is the one to decide
+
+    def serve(self, requests: BinaryIO, replies: BinaryIO) -> None:
+        """Until `requests` ends, or the parent is gone."""
+        threading.Thread(target=self._watch_parent, daemon=True).start()
         while True:
             try:
                 request = receive(requests)
@@ -125,9 +130,12 @@ class Service:
         return handler(*request.arrays, **request.head["arguments"])
 
     def _watch_parent(self) -> None:
-        """Leave when the parent was killed in the middle of a long call."""
+        """Leave when the parent was killed in the middle of a long call, with all that was started
+        here where the process leads its own group."""
         while os.getppid() == self.parent:
             time.sleep(1.0)
+        if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+            os.killpg(os.getpid(), signal.SIGKILL)
         os._exit(1)
 
 

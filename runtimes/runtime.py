@@ -32,6 +32,7 @@ class Throughput:
     prompt_spread: tuple[float, float]  # slowest and fastest repetition
     generate_spread: tuple[float, float]
     cpu_share: float | None = None  # CPU time over wall time and threads; below 0.9: a busy machine
+    sequences: int = 1  # at once: the rates are of all of them together
 
 
 class Session(Protocol):
@@ -49,7 +50,12 @@ class Session(Protocol):
         """Up to `n` tokens, greedy; stops after an end token, which is included."""
         ...
 
-    def throughput(self, prompt: int, generate: int, repetitions: int) -> Throughput: ...
+    def throughput(
+        self, prompt: int, generate: int, repetitions: int, sequences: int = 1
+    ) -> Throughput:
+        """`Refused` when it does not compute with so many sequences at once."""
+        ...
+
     def peak_bytes(self) -> int:
         """Largest resident size so far of the process that holds the model."""
         ...
@@ -65,6 +71,10 @@ class Session(Protocol):
 
 
 class Runtime(Protocol):
+    """Four more attributes are looked for: `recipes` (see `environments`; the first is of the
+    machine at hand), `activation_blocks` and `float_type` (see `noise`), and `served`: the runtime
+    as users run it, for timing, where checking asks for something else."""
+
     @property
     def name(self) -> str: ...
     @property

@@ -26,16 +26,20 @@ class WorkerSession:
         threads: int,
         context: int,
         notes: Sequence[str] = (),
+        worker: Worker | None = None,  # one that runs already, and goes on; None: of our own
         **options: Any,  # the runtime's own, for its `load`
     ) -> None:
-        self.notes = tuple(notes)  # what a reader of figures should know, one line each
-        self._worker = Worker(launch)
+        self._own = worker is None
+        self._worker = Worker(launch) if worker is None else worker
         asked = {"path": str(path.absolute()), "threads": threads, "context": context, **options}
         try:
-            self._worker.call("load", **asked)
+            told = self._worker.call("load", **asked).head["result"]
         except BaseException:
-            self._worker.close()
+            self.close()
             raise
+        # What a reader of figures should know, one line each: kernels that the log names, ...
+        self.notes = (*notes, *told.get("notes", ()))
+        self.dtype: str | None = told.get("dtype")  # in which it computes, where it says so
 
     @property
     def pid(self) -> int:
@@ -54,9 +58,15 @@ class WorkerSession:
         reply = self._worker.call("generate", [np.asarray(tokens, np.int32)], n=n)
         return [int(token) for token in cast(NDArray[np.int32], reply.arrays[0])]
 
-    def throughput(self, prompt: int, generate: int, repetitions: int) -> Throughput:
+    def throughput(
+        self, prompt: int, generate: int, repetitions: int, sequences: int = 1
+    ) -> Throughput:
         reply = self._worker.call(
-            "throughput", prompt=prompt, generate=generate, repetitions=repetitions
+            "throughput",
+            prompt=prompt,
+            generate=generate,
+            repetitions=repetitions,
+            sequences=sequences,
         )
         told: dict[str, Any] = dict(reply.head["result"])
         told["prompt_spread"] = tuple(told["prompt_spread"])
@@ -67,7 +77,8 @@ class WorkerSession:
         return int(self._worker.call("memory").head["result"])
 
     def close(self) -> None:
-        self._worker.close()
+        if self._own:
+            self._worker.close()
 
     def __enter__(self) -> Self:
         return self

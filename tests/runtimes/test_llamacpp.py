@@ -237,4 +237,4 @@ def test_a_missing_package_gives_the_pip_line(tmp_path: Path) -> None:
         reason = runtime.unavailable()
     assert reason is not None
     assert "no module" in reason
-    assert "pip install" in runtime.install
+    assert "qconvert runtimes install llamacpp" in runtime.install
