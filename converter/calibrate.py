@@ -52,6 +52,12 @@ def device_of(asked: Asked) -> torch.device:
     return torch.device(asked.device)
 
 
+def _shared(plan: Plan) -> dict[str, dict[str, list[str]]]:
+    """For the fingerprint: which tensors have a scale in common. Nothing where none have."""
+    found = {one.name: list(one.shares) for one in plan.tensors if one.shares}
+    return {"shares": found} if found else {}
+
+
 def tokens_of(checkpoint: Checkpoint, asked: Asked) -> Calibration:
     """The rows of tokens that the user asked for."""
     wanted = Wanted(asked.calib, asked.calib_rows, asked.calib_length, asked.calib_chat, asked.seed)
@@ -88,6 +94,7 @@ def calibrate(
         seed=asked.seed,
         device=asked.device,
         compute=str(compute).removeprefix("torch."),
+        **_shared(plan),
     )
     with open_or_create(folder, source, plan, found, text.tokens, resume=asked.resume) as work:
         engine = Engine(source, plan, recipe, setting, device, compute, text.tokens, work, told)

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.engine.bundle import Bundle
-from qconvert.formats.grid import ScaleOverflow
-from qconvert.formats.refusal import Reason, refuse
-from qconvert.formats.source import Source
-from qconvert.formats.target import OutputTensor, Plan, Request
+from qconvert.estimate import chunk_rows
+from qconvert.formats.grid import Grid, ScaleOverflow
+from qconvert.formats.refusal import Reason, collecting, refuse
+from qconvert.formats.source import Source, SourceTensor
+from qconvert.formats.target import OutputTensor, Plan, Request, Target
 from qconvert.formats.tensor import QuantizedTensor
 from qconvert.importance import importance
 from qconvert.models import pattern
 from qconvert.recipe import USUAL_FIT
 
 Span = tuple[int, int]  # rows [start, stop)
+
+OF_WEIGHTS = ("bits", "type", "scheme", "group", "symmetric", "static", "layers")
+"""Fields of a request that say what is stored of the weights; the others, how and for whom."""
 
 
 class Codes(Protocol):
@@ -45,10 +49,12 @@ class Codes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """Each chunk of float rows is fitted as it is read, by the fit of this name."""
+    """Each chunk of float rows is fitted as it is read, by the fit of this name. Where tensors
+    share a scale, all of them are read once before the first is fitted."""
 
     source: Source
     fit: str = USUAL_FIT
+    _largest: dict[tuple[str, ...], float] = field(default_factory=dict, repr=False, compare=False)
 
     def problems(self, plan: Plan) -> list[Reason]:
         return []
@@ -63,9 +69,24 @@ class Fitted:
         self, tensor: OutputTensor, spans: Sequence[Span], threads: int
     ) -> Iterator[QuantizedTensor]:
         assert tensor.source is not None
+        assert tensor.grid is not None
         weight = importance(self.source, tensor.source)
+        tensor = replace(tensor, grid=self._bound(tensor, tensor.grid))
         for span in spans:
             yield _fitted(tensor, self.source, span, weight, threads, self.fit)
+
+    def _bound(self, tensor: OutputTensor, grid: Grid) -> Grid:
+        """The grid with the scale that a whole tensor has, or several together."""
+        make = getattr(grid, "bound", None)  # `formats.grid.Bindable`
+        if make is None:
+            return grid
+        assert tensor.source is not None
+        names = tensor.shares or (tensor.source.name,)
+        if names not in self._largest:
+            known = {one.name: one for one in self.source.tensors}
+            self._largest[names] = max(_magnitude(self.source, known[name]) for name in names)
+        found: Grid = make(self._largest[names])
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +96,12 @@ class Kept:
 
     bundle: Bundle
 
-    def usual(self, request: Request, target: str) -> Request:
-        """The request with the type that the bundle was made for, where none is asked for."""
-        if request.type is None and request.bits is None and target == self.bundle.target:
+    def usual(self, request: Request, target: Target) -> Request:
+        """The request with the type that the bundle was made for, where nothing is asked about the
+        weights, and the target knows that type."""
+        own = target.name == self.bundle.target
+        known = own or self.bundle.type in (name for name, _ in target.types)
+        if known and all(getattr(request, name) in (None, ()) for name in OF_WEIGHTS):
             return replace(request, type=self.bundle.type)
         return request
 
@@ -93,7 +117,7 @@ class Kept:
         made_for = f"--to {self.bundle.target} --type {self.bundle.type}"
         own = f"--to {plan.target} --type {plan.type}"
         remedy = f"write {made_for}, for which it was made, or calibrate the model with {own}"
-        return [
+        reasons = [
             Reason(
                 f"{name}{f' ({count} tensors)' if count > 1 else ''} is wanted on {grid}, "
                 f"but the work folder has it {has}",
@@ -101,6 +125,11 @@ class Kept:
             )
             for place, ((name, grid, has), count) in enumerate(found.items(), 1)
         ]
+        for statistic in (one.statistic for one in plan.tensors):
+            if statistic is not None and not reasons:  # one of them tells it all
+                with collecting(reasons):
+                    self.bundle.largest(statistic)
+        return reasons
 
     def notes(self, plan: Plan) -> tuple[str, ...]:
         floats = [
@@ -156,18 +185,34 @@ def _fitted(
 ) -> QuantizedTensor:
     assert tensor.source is not None
     assert tensor.grid is not None
-    rows = source.rows(tensor.source, *span)
+    first, last = _widened(span, tensor.grid.together, tensor.source.shape[0])
+    rows = source.rows(tensor.source, first, last)
     try:
         if fit == USUAL_FIT:  # as the fit of this name, without the algorithms' own imports
-            return tensor.grid.quantize(rows, weight, threads=threads)
-        from qconvert.algorithms.registry import fits
+            found = tensor.grid.quantize(rows, weight, threads=threads)
+        else:
+            from qconvert.algorithms.registry import fits
 
-        return fits()[fit](tensor.grid, rows, weight, threads)
+            found = fits()[fit](tensor.grid, rows, weight, threads)
+        return found.take_rows(slice(span[0] - first, span[1] - first))
     except ScaleOverflow as fault:
         raise refuse(
             f"{tensor.source.name} holds a weight too large for {tensor.dtype}: {fault}",
             f"its largest is {np.abs(rows).max():.3g}: choose a float type, or check the model",
         ) from None
+
+
+def _widened(span: Span, together: int, rows: int) -> Span:
+    """With the rows that share parameters with those of `span`."""
+    start, stop = span
+    return start - start % together, min(rows, stop + -stop % together)
+
+
+def _magnitude(source: Source, tensor: SourceTensor) -> float:
+    """The largest of a matrix, a chunk of rows at a time."""
+    rows, step = tensor.shape[0], chunk_rows(tensor.shape[1])
+    chunks = (source.rows(tensor, at, min(at + step, rows)) for at in range(0, rows, step))
+    return max(float(np.abs(chunk).max()) for chunk in chunks)
 
 
 def joined(chunks: list[QuantizedTensor]) -> QuantizedTensor:

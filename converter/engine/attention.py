@@ -7,7 +7,7 @@ those that tokens have in common - or that sit on a token which everything atten
 Own work; measured in docs/calibration.md.
 
 transformers lets an attention function be registered by name; ours computes what `sdpa` does and,
-while somebody listens in this thread, tells of its queries and keys.
+while somebody listens in this thread, tells of its queries, keys and values.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 NAME = "qconvert"
 
-Ear = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, float | None], None]
+Ear = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, float | None], None]
 _ears = threading.local()
 
 
@@ -41,7 +41,7 @@ def register() -> None:
     ) -> Any:
         ear: Ear | None = getattr(_ears, "ear", None)
         if ear is not None:
-            ear(query, key, attention_mask, settings.get("scaling"))
+            ear(query, key, value, attention_mask, settings.get("scaling"))
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
 
     AttentionInterface.register(NAME, attend)
@@ -50,7 +50,8 @@ def register() -> None:
 
 @contextmanager
 def listening(ear: Ear) -> Iterator[None]:
-    """Attention in this thread tells `ear(query, key, mask, scaling)`."""
+    """Attention in this thread tells `ear(query, key, value, mask, scaling)`: keys after RoPE and
+    values [1, key heads, length, head], as they enter a cache."""
     _ears.ear = ear
     try:
         yield

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qconvert.engine.block import READS
 from qconvert.engine.copies import copied_folder
 from qconvert.engine.journal import NAME, read_journal
 from qconvert.engine.parts import Part
@@ -20,6 +21,7 @@ from qconvert.engine.store import Store, Which
 from qconvert.formats.known_grids import grid_named
 from qconvert.formats.refusal import refuse
 from qconvert.formats.source import DTYPES, SourceTensor
+from qconvert.formats.target import Statistic
 from qconvert.formats.tensor import QuantizedTensor
 
 
@@ -96,6 +98,26 @@ class Bundle:
         found = self.quantized(tensor.name, start, stop)
         assert found is not None
         return grid_named(found.grid).decode(found)
+
+    def largest(self, statistic: Statistic) -> float:
+        """The largest magnitude that was seen in calibration; `Refused` where none was kept."""
+        found = {one.name: one for one in self.tensors}.get(statistic.tensor)
+        kind: str | None = statistic.kind
+        if kind == "input":
+            kind = READS.get(found.role) if found is not None else None
+        if found is None or found.block is None or kind is None:
+            raise refuse(
+                f"{self.store.folder} keeps no largest {statistic.kind} for {statistic.tensor}",
+                "only linears of its blocks have one: leave that tensor in float",
+            )
+        known = self.store.record(found.block).largest
+        if kind not in known:
+            raise refuse(
+                f"{self.store.folder} was made without the largest magnitudes of activations,"
+                f" such as the {statistic.kind} of {statistic.tensor}",
+                "calibrate the model again, in a new work folder",
+            )
+        return known[kind]
 
     def _part(self, name: str) -> Part:
         return self.store.read(self._places[name])

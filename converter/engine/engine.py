@@ -1,8 +1,8 @@
 """The loop: for each block, see what reaches its linears, quantize it, pass the rows through it.
 
-    rows -> observe -> transform -> fit and round -> a finished part of the work folder
-      ^                                                   |
-      +------------- through the quantized block <--------+
+    rows -> observe -> transform -> fit and round -> listen to the quantized block -> a finished part
+      ^                                                           |
+      +----------------- what comes out of it --------------------+
 
 A block that is finished is never computed again: after a crash, or when a damaged part was deleted,
 rows are passed through the finished blocks until the first that is missing, and on from there.
@@ -11,8 +11,8 @@ rows are passed through the finished blocks until the first that is missing, and
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from qconvert.algorithms.registry import transforms
 from qconvert.algorithms.slots import Setting
 from qconvert.engine.block import Block, Key
+from qconvert.engine.bound import bound
 from qconvert.engine.heap import give_back
 from qconvert.engine.observe import Sight, held_rows, input_records, observe
 from qconvert.engine.outer import write_outer
@@ -34,11 +35,15 @@ from qconvert.engine.stream import Stream, Workers, workers
 from qconvert.engine.together import together
 from qconvert.engine.work import Work
 from qconvert.formats.grid import Grid
-from qconvert.formats.source import Source
+from qconvert.formats.source import Source, SourceTensor
 from qconvert.formats.target import Plan
+from qconvert.importance import importance
 from qconvert.progress import BlockProgress
 from qconvert.recipe import GLOBAL, Recipe
 from qconvert.resources import peak_resident_bytes
+
+Finish = Callable[[Mapping[str, float]], None]
+"""Called with the largest magnitudes that `Stream.forward` found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +87,13 @@ class Engine:
         for index in range(first, missing[-1] + 1):
             self.told(f"block {index}: reading", done, self.blocks, None)
             block = read_block(self.source, index, self.device)
+            last = index == missing[-1]
             if index in missing:
-                quantized = self._quantize(block, rows, stream, done)
+                rows = self._make(block, rows, stream, done, last=last)
                 done += 1
             else:
-                quantized = self._finished(block)
-            if index < missing[-1]:
                 self.told(f"block {index}: passing on", done, self.blocks, None)
-                rows = self._pass_on(stream, quantized, rows)
+                rows = self._pass_on(stream, self._finished(block), rows)
             give_back()
         self.work.retire_rows(self.blocks)
 
@@ -103,14 +107,40 @@ class Engine:
                 return index, rows
         return 0, hidden
 
-    def _pass_on(self, stream: Stream, block: Block, rows: torch.Tensor) -> torch.Tensor:
-        """The rows that enter the next block, kept in a file; those before them are dropped."""
+    def _pass_on(
+        self, stream: Stream, block: Block, rows: torch.Tensor, finish: Finish | None = None
+    ) -> torch.Tensor:
+        """The rows that enter the next block, kept in a file; those before them are dropped.
+        `finish` is called before they are: without them, the block need not be made again."""
         path = self.work.rows(block.index + 1, "quant")
         shape = (rows.shape[0], rows.shape[1], rows.shape[2])
         with written(path, shape, self.work.journal.digest) as out:
-            stream.forward(block, rows, out)
+            largest = stream.forward(block, rows, out)
+            if finish is not None:
+                finish(largest)
         self.work.retire_rows(block.index + 1)
         return mapped_rows(path, shape)
+
+    def _make(
+        self, block: Block, rows: torch.Tensor, stream: Stream, done: int, *, last: bool
+    ) -> torch.Tensor:
+        """Finish a block; the rows that enter the next one, which the `last` has no use for."""
+        begin = time.perf_counter()
+        index = block.index
+        quantized, stored, record = self._quantize(block, rows, stream, done)
+        del block
+        self.told(f"block {index}: passing on", done, self.blocks, None)
+
+        def finish(largest: Mapping[str, float]) -> None:
+            seconds, peak = time.perf_counter() - begin, peak_resident_bytes()
+            whole = replace(record, largest=largest, seconds=seconds, peak_bytes=peak)
+            self.work.write_block(index, stored, whole)
+            self.told(f"block {index}: done", done + 1, self.blocks, whole)
+
+        if not last:
+            return self._pass_on(stream, quantized, rows, finish)
+        finish(stream.forward(quantized, rows, None))
+        return rows
 
     def _finished(self, block: Block) -> Block:
         """The block as an earlier run has left it."""
@@ -127,29 +157,24 @@ class Engine:
             changed[tensor.role, tensor.part] = torch.from_numpy(values).to(self.device)
         return block.changed(changed)
 
-    def _quantize(self, block: Block, rows: torch.Tensor, stream: Stream, done: int) -> Block:
-        """Optimise one block and finish its part; the block as it was stored."""
-        begin = time.perf_counter()
+    def _quantize(
+        self, block: Block, rows: torch.Tensor, stream: Stream, done: int
+    ) -> tuple[Block, Stored, BlockRecord]:
+        """Optimise one block: as the file stands for it, as it is stored, and what there is to tell
+        of it so far."""
         grids = self._grids(block.index)
         self.told(f"block {block.index}: calibrating", done, self.blocks, None)
         mixed = self.recipe.mixed
         sight = observe(stream, block, rows, held_rows(len(rows)), mixed=mixed)
         records = input_records(sight.inputs, channels=block.index == 0)
         block, sight = self._transformed(block, sight, grids)
+        grids = bound(block, grids, self._shares(block.index))
         self.told(f"block {block.index}: optimising", done, self.blocks, None)
         solved = list(self._solved(block, sight, grids))
-        solved = self._together(block, sight, rows, stream, solved)
+        solved = self._together(block, sight, rows, stream, solved, grids)
         finished = block.changed({(one.role, "weight"): one.values for one in solved})
-        record = BlockRecord(
-            block.index,
-            tuple(one.record for one in solved),
-            records,
-            time.perf_counter() - begin,
-            peak_resident_bytes(),
-        )
-        self.work.write_block(block.index, self._stored(finished, solved), record)
-        self.told(f"block {block.index}: done", done + 1, self.blocks, record)
-        return finished
+        record = BlockRecord(block.index, tuple(one.record for one in solved), records, 0.0, 0)
+        return finished, self._stored(finished, solved), record
 
     def _transformed(
         self, block: Block, sight: Sight, grids: Mapping[str, Grid]
@@ -165,19 +190,29 @@ class Engine:
     def _solved(self, block: Block, sight: Sight, grids: Mapping[str, Grid]) -> Iterator[Solved]:
         for role in block.linears:
             if role in grids:
-                name, w = self._name(block.index, role), block.weight(role)
-                cut = pieces(self.source, block, role, sight)
-                yield solve(name, role, w, cut, grids[role], self.recipe, self.setting)
+                tensor, w = self._tensor(block.index, role), block.weight(role)
+                cut = pieces(self.source, block, role, sight, grids[role].together)
+                known = None if self.recipe.calibrated else importance(self.source, tensor)
+                task = (tensor.name, role, w, cut, grids[role], self.recipe, self.setting, known)
+                yield solve(*task)
 
     def _together(
-        self, block: Block, sight: Sight, rows: torch.Tensor, stream: Stream, solved: list[Solved]
+        self,
+        block: Block,
+        sight: Sight,
+        rows: torch.Tensor,
+        stream: Stream,
+        solved: list[Solved],
+        grids: Mapping[str, Grid],
     ) -> list[Solved]:
         """The rounds of the recipe that look at the whole block."""
         if not self.recipe.block_rounds or not solved:
             return solved
         path = self.work.rows(block.index, "float")
-        cut = {one.role: pieces(self.source, block, one.role, sight) for one in solved}
-        grids = self._grids(block.index)
+        cut = {
+            one.role: pieces(self.source, block, one.role, sight, grids[one.role].together)
+            for one in solved
+        }
         with scratch(path, (rows.shape[0], rows.shape[1], rows.shape[2])) as wanted:
             for name in self.recipe.block_rounds:
                 self.told(f"block {block.index}: {name}", 0, self.blocks, None)
@@ -203,9 +238,18 @@ class Engine:
             if one.source is not None and one.source.block == index and one.grid is not None
         }
 
-    def _name(self, index: int, role: str) -> str:
+    def _shares(self, index: int) -> dict[str, tuple[str, ...]]:
+        """By role: the roles whose grids have one scale with this one's."""
+        roles = {tensor.name: tensor.role for tensor in self.source.tensors}
+        return {
+            one.source.role: tuple(roles[name] for name in one.shares)
+            for one in self.plan.tensors
+            if one.source is not None and one.source.block == index and one.grid is not None
+        }
+
+    def _tensor(self, index: int, role: str) -> SourceTensor:
         return next(
-            tensor.name
+            tensor
             for tensor in self.source.tensors
             if (tensor.block, tensor.role, tensor.part) == (index, role, "weight")
         )

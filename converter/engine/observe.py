@@ -62,7 +62,7 @@ def _side(
         for name, x in wave.inputs.items():
             sums[name].add(x, pool)
         if wave.mixed is not None:
-            add_products(second, wave.inputs["attn_in"], wave.mixed, pool, narrow=narrow)
+            add_products(second, wave.inputs["attn_in"], wave.mixed, pool)
     moments = {n: one.moments(f"block {block.index}, {n}") for n, one in sums.items()}
     tokens = len(chosen) * rows.shape[1]
     return moments, whole(second) / tokens

@@ -31,17 +31,27 @@ class Piece:
     held: torch.Tensor  # [cols, cols]
 
 
-def pieces(source: Source, block: Block, role: str, sight: Sight) -> list[Piece]:
-    """All rows of the linear `role`, each once."""
+def pieces(source: Source, block: Block, role: str, sight: Sight, together: int = 1) -> list[Piece]:
+    """All rows of the linear `role`, each once. `together`: rows that share parameters, and are
+    not parted: where v begins or ends among them, all rows are judged token by token."""
     plain, mixed = sight.inputs[READS[role]], sight.mixed
     rows = np.arange(block.weight(role).shape[0])
     values = rows[:0] if mixed is None else _value_rows(source, role)
     rest = np.setdiff1d(rows, values)
+    if not (_whole(values, together, len(rows)) and _whole(rest, together, len(rows))):
+        rest, values = rows, rows[:0]
     found = [Piece(rest, plain.fit.second, plain.held.second)] if rest.size else []
     if values.size and mixed is not None:
         fit = _blend(mixed.fit, plain.fit.second)
         found.append(Piece(values, fit, _blend(mixed.held, plain.held.second)))
     return found
+
+
+def _whole(rows: NDArray[np.intp], together: int, count: int) -> bool:
+    """Whether they are, in this order, whole groups of `together` neighbours of `count` rows."""
+    groups = np.unique(rows // together)
+    whole = (groups[:, None] * together + np.arange(together)).reshape(-1)
+    return np.array_equal(rows, whole[whole < count])
 
 
 def _value_rows(source: Source, role: str) -> NDArray[np.intp]:

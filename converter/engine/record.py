@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +40,7 @@ class BlockRecord:
     inputs: tuple[InputRecord, ...]
     seconds: float
     peak_bytes: int  # largest resident size of the process so far
+    largest: Mapping[str, float] = field(default_factory=dict)
+    """Largest magnitudes over all rows of the block as it was stored: of its inputs, by the names
+    of engine.block.READS, of "key" (after RoPE) and of "value", as they enter a cache. Empty where
+    an older qconvert made the block."""

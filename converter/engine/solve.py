@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from qconvert.algorithms.curvature import decoded, output_error
 from qconvert.algorithms.panels import joined
@@ -37,10 +38,15 @@ def solve(
     grid: Grid,
     recipe: Recipe,
     setting: Setting,
+    known: NDArray[np.float32] | None = None,
 ) -> Solved:
-    """Fit, then round after round, each piece of the rows with its own second moments."""
+    """Fit, then round after round, each piece of the rows with its own second moments. A recipe
+    that looks at no data fits with `known`, [cols], the importance of each column without data."""
     try:
-        solved = [_solve(name, w[one.rows], one, grid, recipe, setting) for one in pieces]
+        if recipe.calibrated:
+            solved = [_solve(name, w[one.rows], one, grid, recipe, setting) for one in pieces]
+        else:
+            solved = _fitted(w, pieces, grid, recipe, setting, known)
     except ScaleOverflow as fault:
         raise refuse(
             f"{name} holds a weight too large for {grid.name}: {fault}",
@@ -58,6 +64,24 @@ def solve(
         _common([one.steps for one in solved]),
     )
     return Solved(role, tensor, values, record)
+
+
+def _fitted(
+    w: torch.Tensor,
+    pieces: Sequence[Piece],
+    grid: Grid,
+    recipe: Recipe,
+    setting: Setting,
+    known: NDArray[np.float32] | None,
+) -> list[_Part]:
+    """The fit alone, as it is made without data, judged piece by piece."""
+    tensor = fits()[recipe.fit](grid, w.cpu().numpy(), known, setting.threads)
+    off = w - torch.from_numpy(np.ascontiguousarray(grid.decode(tensor))).to(w.device)
+    found = []
+    for one in pieces:
+        error = _power(off[one.rows], one.held) / (_power(w[one.rows], one.held) or 1.0)
+        found.append(_Part(tensor.take_rows(one.rows), error, error, (recipe.fit,)))
+    return found
 
 
 def judged(

@@ -78,6 +78,7 @@ class Seen:
         self,
         query: torch.Tensor,
         key: torch.Tensor,
+        value: torch.Tensor,
         mask: torch.Tensor | None,
         scaling: float | None,
     ) -> None:
@@ -113,14 +114,29 @@ class Stream:
     pool: Workers
     compute: torch.dtype = torch.float32  # of matrix products inside a block
 
-    def forward(self, block: Block, rows: torch.Tensor, out: torch.Tensor) -> None:
-        """Fill `out` with the hidden states [rows, length, hidden] behind `block`."""
-        with self.skeleton.loaded(block, self.compute) as module:
+    def forward(
+        self, block: Block, rows: torch.Tensor, out: torch.Tensor | None
+    ) -> Mapping[str, float]:
+        """Fill `out`, if there is one, with the hidden states [rows, length, hidden] behind
+        `block`. The largest magnitude, over all rows, of each input by its name in `READS`, and of
+        "key" (after RoPE) and "value" as they enter a cache."""
+        loaded = self.skeleton.loaded(block, self.compute)
+        with loaded as module, self._largest(module, block) as local:
 
-            def work(index: int) -> None:
-                out[index] = self._call(module, block, rows[index : index + 1])[0]
+            def work(index: int) -> dict[str, float]:
+                local.largest = found = dict[str, float]()
 
-            self.pool.map(work, range(len(rows)))
+                def hear(_: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *__: Any) -> None:
+                    found.update(key=_magnitude(key), value=_magnitude(value))
+
+                with attention.listening(hear):
+                    behind = self._call(module, block, rows[index : index + 1])[0]
+                if out is not None:
+                    out[index] = behind
+                return found
+
+            found = self.pool.map(work, range(len(rows)))
+        return {name: max(one[name] for one in found) for name in found[0]}
 
     def captured(
         self,
@@ -160,20 +176,45 @@ class Stream:
         """While it is open, each thread that runs `module` finds its inputs in `.seen`."""
         local = threading.local()
 
-        def tap(name: str) -> Callable[[torch.nn.Module, tuple[Any, ...]], None]:
-            def hook(_: torch.nn.Module, args: tuple[Any, ...]) -> None:
-                local.seen[name] = args[0].flatten(0, 1).float()
-                if len(local.seen) == len(names):
-                    raise _Enough
+        def see(name: str, x: torch.Tensor) -> None:
+            local.seen[name] = x.flatten(0, 1).float()
+            if len(local.seen) == len(names):
+                raise _Enough
 
-            return hook
+        with self._told(module, block, names, see):
+            yield local
+
+    @contextmanager
+    def _largest(self, module: torch.nn.Module, block: Block) -> Iterator[threading.local]:
+        """While it is open, each thread that runs `module` finds the largest magnitudes of its
+        inputs in `.largest`."""
+        local = threading.local()
+
+        def see(name: str, x: torch.Tensor) -> None:
+            local.largest[name] = _magnitude(x)
+
+        with self._told(module, block, list(block.inputs), see):
+            yield local
+
+    @contextmanager
+    def _told(
+        self,
+        module: torch.nn.Module,
+        block: Block,
+        names: Sequence[str],
+        see: Callable[[str, torch.Tensor], None],
+    ) -> Iterator[None]:
+        """While it is open, whoever runs `module` calls `see` with the inputs `names`."""
+
+        def tap(name: str) -> Callable[[torch.nn.Module, tuple[Any, ...]], None]:
+            return lambda _, args: see(name, args[0])
 
         hooks = [
             self.skeleton.reader(module, block, name).register_forward_pre_hook(tap(name))
             for name in names
         ]
         try:
-            yield local
+            yield
         finally:
             for one in hooks:
                 one.remove()
@@ -185,6 +226,11 @@ class Stream:
             out = module(row.to(device), *call.args, **call.kwargs)
         found: torch.Tensor = out[0] if isinstance(out, tuple) else out
         return found.float()
+
+
+def _magnitude(x: torch.Tensor) -> float:
+    low, high = x.aminmax()
+    return max(-float(low), float(high))
 
 
 def wave_rows(block: Block, length: int, *, mixed: bool = False) -> int:

@@ -44,7 +44,8 @@ class Sums:
         v = self._vectors
         for part in x.split(max(1, AT_ONCE // self.cols)):
             ones = part.new_ones(len(part))
-            v["mean"] += ones @ part
+            # of the values that the products are of: a shift would part them
+            v["mean"] += ones @ (part.bfloat16().float() if self.narrow else part)
             v["mean_abs"] += ones @ part.abs()
             v["fourth"] += ones @ part.square().square_()
             v["lowest"] = torch.minimum(v["lowest"], part.amin(0))
@@ -71,7 +72,8 @@ def add_products(
 ) -> None:
     """Add x'y, which is symmetric, to the upper triangle of `second`; [cols, cols] from [n, cols].
     Below the triangle, what is left there means nothing. `narrow`: of factors rounded to bfloat16,
-    as the linears themselves multiply them then, where the processor gains by it."""
+    as the linears themselves multiply them then, where the processor gains by it. Only where y is
+    x: else what comes out is not quite symmetric, and so not positive definite."""
 
     def upper(start: int) -> None:
         stop = start + PANEL
