@@ -126,6 +126,10 @@ class Container(Protocol):
         """Whether config.json, or a file beside it, tells of this container."""
         ...
 
+    def kv(self, config: Mapping[str, Any], folder: Path) -> str | None:
+        """Type of the KV cache that the configuration switches on: "fp8"."""
+        ...
+
     def linears(
         self, config: Mapping[str, Any], stored: Mapping[str, Entry], folder: Path
     ) -> Sequence[Linear]:
