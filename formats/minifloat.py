@@ -163,9 +163,10 @@ class MiniFloatGrid:
         off = self.levels[self._codes(w, scale)]
         off *= scale[..., None]
         off -= w.reshape(off.shape)
-        off *= off
-        off *= weight.reshape(scale.shape[1], -1)
-        error: Floats = off.sum(-1)
+        with np.errstate(over="ignore"):  # infinite: then it is not the least
+            off *= off
+            off *= weight.reshape(scale.shape[1], -1)
+            error: Floats = off.sum(-1)
         if self.together > 1:
             starts = np.arange(0, len(error), self.together)
             error = np.add.reduceat(error, starts).repeat(self.together, 0)[: len(error)]

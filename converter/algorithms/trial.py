@@ -58,13 +58,16 @@ def even_rows(rows: int, most: int) -> list[int]:
 
 def rounded(linear: Linear, scale: Columns, second: Columns, threads: int) -> torch.Tensor | None:
     """Q(W s), [rows, cols]: as the grid's own fit rounds it, each column as important as the scaled
-    input is large. None when the grid cannot hold it. `second`: the diagonal of H."""
+    input is large. None when the grid cannot hold it. `second`: the diagonal of H. A grid that is
+    bound to a largest magnitude is bound to that of these rows."""
     power = second.astype(np.float64) / np.square(scale, dtype=np.float64)
     mean = float(power.mean())
     weight = (power / mean).astype(np.float32) if mean > 0 else None
     w = linear.w.cpu().numpy() * scale
+    make = getattr(linear.grid, "bound", None)  # a scale of the whole tensor moves with the columns
+    grid = linear.grid if make is None else make(float(np.abs(w).max()))
     try:
-        values = linear.grid.decode(linear.grid.quantize(w, weight, threads=threads))
+        values = grid.decode(grid.quantize(w, weight, threads=threads))
     except ScaleOverflow:
         return None
     return torch.from_numpy(values).to(linear.w.device)

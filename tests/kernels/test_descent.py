@@ -9,8 +9,9 @@ import pytest
 
 from qconvert.formats.gguf.grids import GRIDS
 from qconvert.formats.integer import IntegerGrid
+from qconvert.formats.minifloat import GRIDS as FLOATS
 from qconvert.kernels.descent import NONE, State, descend, feed_back
-from qconvert.kernels.fit import SuperAffine, SuperSymmetric
+from qconvert.kernels.fit import SuperAffine, SuperSymmetric, Table
 
 COLS = 256
 ALL = [
@@ -19,6 +20,8 @@ ALL = [
     IntegerGrid(4, 64, scale="bfloat16"),
     IntegerGrid(4, 64, scale="portable"),
     IntegerGrid(4, 32, symmetric=False, scale="portable"),
+    FLOATS["fp8_channel"],
+    FLOATS["mxfp4"],
 ]
 NAMES = [grid.name for grid in ALL]
 
@@ -37,6 +40,8 @@ def state_of(grid: Any, tensor: Any) -> State:
         return np.ascontiguousarray(tensor.params[name].astype(np.float32).T)
 
     params = tensor.params
+    if isinstance(grid.search, Table):
+        return State(np.ascontiguousarray(grid.lines(tensor).scale.T))
     if isinstance(grid.search, SuperSymmetric):
         return State(turned("scales"), d=turned("d")[0])
     if isinstance(grid.search, SuperAffine):

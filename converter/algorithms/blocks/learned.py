@@ -99,7 +99,7 @@ class _Moving:
         by = torch.from_numpy(inverse(lines.scale)).to(device)
         at = _grouped(w, by)
         at = at * by[..., None] if shift is None else (at - shift[..., None]) * by[..., None]
-        levels = torch.from_numpy(np.ascontiguousarray(grid.levels)).to(device)
+        levels = torch.tensor(grid.levels, device=device)
         offset = _positions(at.reshape(w.shape), levels).sub_(first)
         turned = offset.sign() * (1 - offset.abs()).clamp_(min=0)
         offset = torch.where(offset.abs() > 0.5, turned, offset).clamp_(-margin, margin)

@@ -8,7 +8,8 @@ two steps alternate while beta grows:
 
 The paper moves the zero point: that is the offset here, in other units. A grid without an offset
 gets the scale that is best for w - e and the levels in its place, the same half-quadratic step in
-the other unknown. It takes no importance: the method uses no data.
+the other unknown. It takes no importance: the method uses no data. Where a scale is one of few (a
+power of two), a group keeps its range from end to end if what is stored of the best is worse.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.algorithms.fits.minmax import covering
-from qconvert.algorithms.groups import by_rows, chosen, decoded, nearest
+from qconvert.algorithms.groups import by_group, by_rows, chosen, decoded, nearest
 from qconvert.formats.grid import Grid, Lines
 from qconvert.formats.tensor import QuantizedTensor
+from qconvert.kernels.descent import parameters_move
 
 Floats = NDArray[np.float32]
 
@@ -41,7 +43,16 @@ class HalfQuadratic:
         self, grid: Grid, w: Floats, weight: Floats | None, threads: int
     ) -> QuantizedTensor:
         lines = by_rows(lambda g, _: self.solve(g, grid), grid, w, threads)
-        return grid.place(w, lines, threads=threads)
+        if parameters_move(grid.search):
+            return grid.place(w, lines, threads=threads)
+        start = by_rows(lambda g, _: covering(g, grid), grid, w, threads)
+        found, plain = (grid.place(w, one, threads=threads) for one in (lines, start))
+        losses = [
+            by_group(np.power(np.abs(w - grid.decode(one)), np.float32(self.p)), grid)
+            for one in (found, plain)
+        ]
+        best = chosen(losses[0] < losses[1], grid.lines(found), grid.lines(plain))
+        return grid.place(w, best, threads=threads)
 
     def solve(self, g: Floats, grid: Grid) -> Lines:
         """The best lines met on the way from min/max, of each group of g [rows, groups, columns],

@@ -3,7 +3,8 @@
 From what the round before it found. Each sweep moves every code to the best value that its group
 can give it while all others stay, then each group's scale and offset to the closed-form optimum,
 rounded to what the file stores, and then the scales that groups share: the re-fit of scales and the
-re-rounding of codes in one monotone descent of (w - q) H (w - q)'.
+re-rounding of codes in one monotone descent of (w - q) H (w - q)'. On grids whose scales are not
+the kernels' to move (`kernels.fit.Table`) only codes are.
 
 Coordinate descent on codes: as in QuantEase (Behdin et al. 2023). Joint moves of the parameters of
 formats with two levels of scales: own work.
@@ -25,7 +26,7 @@ from qconvert.algorithms.rounds.nearest import ROUND as NEAREST
 from qconvert.algorithms.slots import Fit, Task
 from qconvert.algorithms.wide import refit
 from qconvert.formats.tensor import QuantizedTensor
-from qconvert.kernels.descent import NONE, State, descend
+from qconvert.kernels.descent import NONE, State, descend, parameters_move
 
 Params = Mapping[str, NDArray[Any]]
 Floats = NDArray[np.float32]
@@ -62,8 +63,11 @@ def _part(
 ) -> QuantizedTensor:
     grid, device = task.grid, w.device
     chosen = np.ascontiguousarray(grid.levels[start.codes].T)  # [cols, rows]
+    moving = parameters_move(grid.search)
+    fixed = {} if moving else {"d": grid.lines(start).scale}
     params = {
-        name: np.ascontiguousarray(v.astype(np.float32).T) for name, v in start.params.items()
+        name: np.ascontiguousarray(v.astype(np.float32).T)
+        for name, v in (fixed or start.params).items()
     }
     cols = len(chosen)
     off = torch.from_numpy(grid.decode(start)).to(device) - w
@@ -79,9 +83,10 @@ def _part(
                 parameters=not panels.whole_rows,
             )
             gradient += moments[:, span] @ torch.from_numpy(change).to(device)
-        if panels.whole_rows:
+        if panels.whole_rows and moving:
             refit(gradient, moments, chosen, _state(params, slice(0, cols), cols), grid.search)
-    return QuantizedTensor(grid.name, _codes(chosen, grid.levels), _stored(params, start.params))
+    kept = _stored(params, start.params) if moving else start.params
+    return QuantizedTensor(grid.name, _codes(chosen, grid.levels), kept)
 
 
 def _codes(chosen: Floats, levels: Floats) -> NDArray[np.uint8]:

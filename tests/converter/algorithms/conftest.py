@@ -13,6 +13,8 @@ import torch
 from qconvert.algorithms.slots import Setting, Task
 from qconvert.formats.gguf.grids import GRIDS
 from qconvert.formats.integer import IntegerGrid
+from qconvert.formats.minifloat import GRIDS as MINIFLOAT
+from qconvert.formats.minifloat import BindableGrid
 
 INTEGER = [
     *(IntegerGrid(bits, 128) for bits in range(2, 9)),
@@ -21,7 +23,11 @@ INTEGER = [
     *(IntegerGrid(bits, 0, symmetric=False, scale="float32") for bits in (2, 4, 8)),
     *(IntegerGrid(4, 128, symmetric=symmetric, scale="portable") for symmetric in (True, False)),
 ]
-ALL = [*GRIDS.values(), *INTEGER]
+FLOATS = [
+    grid.bound(0.5) if isinstance(grid, BindableGrid) else grid for grid in MINIFLOAT.values()
+]
+"""Bound to more than the largest weight of any task here."""
+ALL = [*GRIDS.values(), *INTEGER, *FLOATS]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -12,6 +12,8 @@ from qconvert.algorithms.registry import fits, rounds, transforms
 from qconvert.formats.gguf.grids import GRIDS
 from qconvert.formats.grid import Grid
 from qconvert.formats.integer import IntegerGrid
+from qconvert.formats.minifloat import GRIDS as MINIFLOAT
+from qconvert.formats.minifloat import BindableGrid
 from qconvert.formats.tensor import QuantizedTensor
 
 INTEGERS = [
@@ -23,7 +25,13 @@ INTEGERS = [
         (4, 128, True, "portable"), (4, 32, False, "portable"),
     ]
 ]  # fmt: skip
-ALL: list[Grid] = [*GRIDS.values(), *INTEGERS]
+FLOATS = [
+    grid.bound(0.5) if isinstance(grid, BindableGrid) else grid for grid in MINIFLOAT.values()
+]
+ALL: list[Grid] = [*GRIDS.values(), *INTEGERS, *FLOATS]
+LESS = {"fp8_tensor": (1.0, 1.0, 1.0), "mxfp4": (1.0, 0.96, 0.9995), "fp8_block128": (1.0, 0.97, 1)}
+"""Where there is little or nothing to choose: what mse, weighted and HQQ leave of min/max's error
+by the loss that each minimises. The scale of a tensor is given; others are powers of two."""
 every_grid = pytest.mark.parametrize("grid", ALL, ids=lambda grid: grid.name)
 every_fit = pytest.mark.parametrize("name", ["hqq", "minmax", "mse", "weighted"])
 
@@ -73,13 +81,15 @@ def test_algorithms_are_found_by_looking() -> None:
 @pytest.mark.parametrize("weighted", [False, True])
 def test_each_search_is_no_worse_than_a_smaller_one(grid: Grid, weighted: bool) -> None:
     """Measured here, at most 16 levels: mse leaves 0.60 to 0.96 of min/max's error, weighted 0.49
-    to 0.92. With more levels there is little to shrink: up to 1.00 and 0.99."""
+    to 0.92. With more levels there is little to shrink: up to 1.00 and 0.99. FP8 channels: 0.96 and
+    0.90; NVFP4: 0.89 and 0.79."""
     w, weight = _weights(), _importance() if weighted else None
     minmax, mse, best = (_error(grid, w, weight, name) for name in ("minmax", "mse", "weighted"))
     few = len(grid.levels) <= 16
-    assert mse <= (0.965 if few else 1.0005) * minmax
+    most = LESS.get(grid.name, (0.965, 0.925) if few else (1.0005, 0.99))
+    assert mse <= most[0] * minmax
     assert best <= mse
-    assert best <= (0.925 if few else 0.99) * minmax
+    assert best <= most[1] * minmax
 
 
 @every_grid
@@ -90,7 +100,7 @@ def test_importance_and_threads(grid: Grid, name: str) -> None:
     fit = fits()[name]
     once = fit(grid, w, weight, 1)
     assert _same(once, fit(grid, w, weight, 3))
-    takes = name in ("mse", "weighted")
+    takes = name in ("mse", "weighted") and LESS.get(grid.name, (1, 0))[1] < 1
     assert _same(once, fit(grid, w, None, 1)) != takes
 
 
@@ -180,9 +190,8 @@ def test_hqq_beats_minmax_by_its_own_loss(grid: Grid) -> None:
     w = _weights()
     whole_zero = grid.has_offset and grid in INTEGERS
     wide = len(grid.levels) == 256
-    assert _lp(grid, w, "hqq") <= (1.005 if whole_zero else 0.999 if wide else 0.99) * _lp(
-        grid, w, "minmax"
-    )
+    most = 1.005 if whole_zero else 0.999 if wide else LESS.get(grid.name, (0, 0, 0.99))[2]
+    assert _lp(grid, w, "hqq") <= most * _lp(grid, w, "minmax")
 
 
 @settings(max_examples=80, deadline=None)
@@ -192,7 +201,8 @@ def test_any_shape_and_any_values(data: st.DataObject) -> None:
     grid = data.draw(st.sampled_from(ALL))
     name = data.draw(st.sampled_from(["hqq", "minmax", "mse", "weighted"]))
     rows = data.draw(st.integers(1, 20))
-    cols = (grid.block or 1) * data.draw(st.integers(1, 3 if grid.block else 70))
+    step = grid.block or grid.group
+    cols = (step or 1) * data.draw(st.integers(1, 3 if step else 70))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     size = np.float32(data.draw(st.sampled_from([1e-6, 0.02, 1.0, 100.0])))
     w = rng.standard_normal((rows, cols)).astype(np.float32) * size
@@ -206,6 +216,8 @@ def test_any_shape_and_any_values(data: st.DataObject) -> None:
     elif kind == "one sign":
         w = np.abs(w) * np.float32(data.draw(st.sampled_from([-1, 1])))
     weight = data.draw(st.sampled_from([None, rng.random(cols, np.float32) + np.float32(0.01)]))
+    if isinstance(grid, BindableGrid):
+        grid = grid.bound(float(np.abs(w).max()))
     tensor = fits()[name](grid, w, weight, 2)
     decoded = grid.decode(tensor)
     assert np.isfinite(decoded).all()
