@@ -1,6 +1,6 @@
 """The loop: for each block, see what reaches its linears, quantize it, pass the rows through it.
 
-    rows -> observe -> transform -> fit and round -> listen to the quantized block -> a finished part
+    rows -> observe -> transform -> fit and round -> listen to the quantized block -> finished part
       ^                                                           |
       +----------------- what comes out of it --------------------+
 
