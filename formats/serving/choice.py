@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from qconvert.formats.refusal import Reason, collecting, raise_if_any, refuse
+from qconvert.formats.refusal import Reason, Refused, collecting, raise_if_any, refuse
+from qconvert.formats.serving.capability import nearness
 from qconvert.formats.serving.fused import Fusing, Joined, Shard, Uneven, joined, module_of, shards
 from qconvert.formats.serving.scheme import Scheme
-from qconvert.formats.serving.schemes import FAMILIES, Family, group_name, scheme_of
-from qconvert.formats.serving.wanted import KEPT, Wanted, named
+from qconvert.formats.serving.schemes import FAMILIES, Family, group_name, scheme_of, schemes
+from qconvert.formats.serving.wanted import KEPT, Wanted, named, options_of
 from qconvert.formats.source import Source, SourceTensor
 
 Layers = tuple[tuple[str, str], ...]
+Runs = Callable[[Scheme], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,12 @@ def choose(
     fusing: Fusing,
     tp: int,
     defaults: Iterable[Wanted],
+    runs: Runs,
 ) -> Choice:
     """Decide for all `linears`; `Refused` with all that is wrong with exceptions and groups.
 
-    `defaults`: what the target prefers where a family leaves zero points open.
+    `defaults`: what the target prefers where a family leaves zero points open. `runs`: whether the
+    target runs linears of a scheme at all.
     """
     reasons: list[Reason] = []
     rules = [("", wanted)]
@@ -67,7 +71,10 @@ def choose(
     for place, (pattern, one) in enumerate(rules):
         members = [linear for linear in linears if which[linear.name] == place]
         with collecting(reasons):
-            scheme, note = _completed(source, members, one, fusing, tp, prefer)
+            found_shards = list(shards(source, joined(source, members, fusing), tp))
+            raise_if_any(list(_uneven(found_shards, tp)))
+            cut = [shard for shard in found_shards if isinstance(shard, Shard)]
+            scheme, note = _completed(cut, one, prefer, runs)
             found.append((pattern, scheme))
             notes += [note] if note else []
     raise_if_any(reasons)
@@ -127,58 +134,66 @@ def _unmatched(source: Source, linears: Sequence[SourceTensor], pattern: str) ->
 
 
 def _completed(
-    source: Source,
-    members: Sequence[SourceTensor],
-    wanted: Wanted,
-    fusing: Fusing,
-    tp: int,
-    defaults: Sequence[Wanted],
+    cut: Sequence[Shard], wanted: Wanted, defaults: Sequence[Wanted], runs: Runs
 ) -> tuple[Scheme | None, str]:
-    """The scheme that `wanted` becomes for these linears, and what to tell of it."""
+    """The scheme that `wanted` becomes for these shards, and what to tell of it: with the group
+    asked for, or the largest that fits; `Refused` where there is none."""
     if wanted.family is None:
         return None, ""
     family = FAMILIES[wanted.family]
     for one in defaults:
         if one.family == wanted.family and wanted.symmetric is None:
             wanted = replace(wanted, symmetric=one.symmetric)
-    found = list(shards(source, joined(source, members, fusing), tp))
-    raise_if_any(list(_uneven(found, tp)))
-    cut = [one for one in found if isinstance(one, Shard)]
-    group, note = _group(family, wanted.group, cut)
-    scheme = scheme_of(family, group, symmetric=wanted.symmetric is not False,
-                       static=bool(wanted.static))  # fmt: skip
-    return scheme, note
 
+    def scheme(group: int) -> Scheme:
+        return scheme_of(
+            family, group, symmetric=wanted.symmetric is not False, static=bool(wanted.static)
+        )
 
-def _group(family: Family, asked: int | None, cut: Sequence[Shard]) -> tuple[int, str]:
-    """The group asked for, or the largest that fits; `Refused` where there is none."""
     fitting = [one for one in family.groups if all(_divides(one, shard) for shard in cut)]
+    if wanted.group is not None:
+        if wanted.group in fitting:
+            return scheme(wanted.group), ""
+        raise _undivided(family, wanted.group, scheme(wanted.group), cut, fitting, runs)
+    usual = family.groups[0]
     best = next((one for one in fitting if one), None)
-    if asked is not None:
-        if asked in fitting:
-            return asked, ""
-        bad = next(shard for shard in cut if not _divides(asked, shard))
-        near = [
-            f"--group {one or group_name(one)}"
-            for one in sorted(fitting, key=lambda one: (not one, abs(one - asked)))
-        ]
-        others = [one.name for one in FAMILIES.values() if not any(one.groups)]
-        remedy = " or ".join(near) or f"--scheme {' or '.join(others)}, which need no groups"
-        raise refuse(f"groups of {asked} do not divide {_columns(bad)}", remedy)
     if best is None and not any(family.groups):
-        return family.groups[0], ""
+        return scheme(usual), ""
     if best is None:
         least = min(one for one in family.groups if one)
-        bad = next(shard for shard in cut if not _divides(least, shard))
-        raise refuse(
-            f"no group of {', '.join(str(one) for one in family.groups if one)} divides "
-            f"{_columns(bad)}",
-            f"--group {group_name(0)}" if 0 in fitting else "take another --scheme",
-        )
-    if best == family.groups[0]:
-        return best, ""
-    bad = next(shard for shard in cut if not _divides(family.groups[0], shard))
-    return best, f"groups of {best}: {family.groups[0]} do not divide {_columns(bad)}"
+        raise _undivided(family, least, scheme(least), cut, fitting, runs)
+    if best == usual:
+        return scheme(best), ""
+    bad = next(shard for shard in cut if not _divides(usual, shard))
+    return scheme(best), f"groups of {best}: {usual} do not divide {_columns(bad)}"
+
+
+def _undivided(
+    family: Family,
+    group: int,
+    scheme: Scheme,
+    cut: Sequence[Shard],
+    fitting: Sequence[int],
+    runs: Runs,
+) -> Refused:
+    """No group of the family, or not the one asked for, divides all inputs."""
+    bad = next(shard for shard in cut if not _divides(group, shard))
+    near = [
+        f"--group {one or group_name(one)}"
+        for one in sorted(fitting, key=lambda one: (not one, abs(one - group)))
+        if runs(replace(scheme, group=one))
+    ]
+    if not near:
+        others = sorted(schemes().values(), key=lambda one: nearness(scheme, one))
+        near = [
+            options_of(one)
+            for one in others
+            if runs(one) and all(_divides(one.group, shard) for shard in cut)
+        ][:1]
+    return refuse(
+        f"groups of {group} do not divide {_columns(bad)}",
+        " or ".join(near) or f"leave it in float: --layer PATTERN={KEPT}",
+    )
 
 
 def _divides(group: int, shard: Shard) -> bool:

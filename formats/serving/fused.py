@@ -33,7 +33,10 @@ class Joined:
 
     @property
     def name(self) -> str:
-        return " and ".join(module_of(one) for one in self.members)
+        """ "model.layers.0.self_attn.q_proj, k_proj and v_proj" """
+        first, *others = (module_of(one) for one in self.members)
+        names = [first, *(name.rpartition(".")[2] for name in others)]
+        return " and ".join([", ".join(names[:-1]), names[-1]] if others else names)
 
 
 def module_of(tensor: SourceTensor) -> str:

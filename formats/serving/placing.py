@@ -96,10 +96,9 @@ def _unheld(
     if len(choice) == 1 and len(known) > 1:
         own = _problems(choice[0], used)
         better = f"--container {others[0]}" if others else ""
-        if better:
-            return [Reason(one.problem, " or ".join(filter(None, (one.remedy, better))))
-                    for one in own]  # fmt: skip
-        return own
+        if not others or any(others[0] in one.remedy for one in own):
+            return own
+        return [Reason(one.problem, " or ".join(filter(None, (one.remedy, better)))) for one in own]
     reasons = []
     for scheme in used:
         if all(container.problems(scheme) for container in choice):
@@ -136,7 +135,7 @@ def _unrun(
     remedy = _nearest(kernels, known.values(), pairs, scheme, hardware)
     if hardware is not None and verdict.where:
         elsewhere = f"leave out --hardware: it runs on {places_of(verdict.where)}"
-        remedy = f"{remedy}; or {elsewhere}" if remedy else elsewhere
+        remedy = elsewhere if not remedy or "--hardware" in remedy else f"{remedy}; or {elsewhere}"
     return Reason(problem, remedy)
 
 
@@ -165,4 +164,7 @@ def _nearest(
     for other in sorted(others, key=lambda one: nearness(scheme, one)):
         if works(other) is not None:
             return options_of(other)
-    return ""
+    if hardware is None:
+        return ""
+    elsewhere = _nearest(kernels, known, pairs, scheme, None)
+    return f"{elsewhere}, without --hardware {hardware}" if elsewhere else ""

@@ -71,7 +71,8 @@ def plan_folder(
     """All tensors in the order of the source, numbers that are measured after the linears that
     they belong to; and all that is beside them."""
     told = Told(
-        list(drawn.linears.values()), drawn.floats, drawn.kv, drawn.architecture,
+        list(drawn.linears.values()), drawn.floats, drawn.kv if cache.stored else None,
+        drawn.architecture,
         {module_of(one): one.role for one in drawn.source.tensors if one.part == "weight"},
     )  # fmt: skip
     config = None if drawn.container is None else drawn.container.config(told)
