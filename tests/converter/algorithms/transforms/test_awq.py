@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from qconvert.algorithms import trial
@@ -14,6 +15,7 @@ from qconvert.algorithms.slots import Setting
 from qconvert.algorithms.transforms import awq
 from qconvert.engine.block import READS
 from qconvert.formats.gguf.grids import GRIDS
+from qconvert.formats.minifloat import GRIDS as FLOATS
 
 
 def loud(lab: Any) -> Any:
@@ -210,3 +212,16 @@ def test_threads_do_not_matter(lab: Any) -> None:
     assert not torch.equal(found[0].weight("attn_q"), block.weight("attn_q"))
     for key, tensor in found[0].tensors.items():
         assert torch.equal(tensor, found[1].tensors[key]), key
+
+
+@pytest.mark.parametrize("name", list(FLOATS))
+def test_a_trial_binds_a_shared_scale_to_the_scaled_columns(name: str) -> None:
+    """Else a channel made larger would be cut off, and the trial judged by that."""
+    w = torch.from_numpy(np.random.default_rng(0).standard_normal((128, 128)).astype(np.float32))
+    scale = np.where(np.arange(128) % 16 == 0, np.float32(64), np.float32(1)).astype(np.float32)
+    linear = trial.Linear(w, FLOATS[name], 1.0)
+    found = trial.rounded(linear, scale, np.ones(128, np.float32), 1)
+    assert found is not None
+    strong = scale > 1
+    off = (found / torch.from_numpy(scale) - w).square()[:, strong].mean().sqrt()
+    assert off < (0.03 if len(FLOATS[name].levels) > 15 else 0.15)
