@@ -224,4 +224,4 @@ def test_a_trial_binds_a_shared_scale_to_the_scaled_columns(name: str) -> None:
     assert found is not None
     strong = scale > 1
     off = (found / torch.from_numpy(scale) - w).square()[:, strong].mean().sqrt()
-    assert off < (0.03 if len(FLOATS[name].levels) > 15 else 0.15)
+    assert off < (0.03 if len(FLOATS[name].levels) > 15 else 0.25)
