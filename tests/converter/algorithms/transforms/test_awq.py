@@ -214,7 +214,7 @@ def test_threads_do_not_matter(lab: Any) -> None:
         assert torch.equal(tensor, found[1].tensors[key]), key
 
 
-@pytest.mark.parametrize("name", list(FLOATS))
+@pytest.mark.parametrize("name", ["fp8_tensor", "nvfp4"])
 def test_a_trial_binds_a_shared_scale_to_the_scaled_columns(name: str) -> None:
     """Else a channel made larger would be cut off, and the trial judged by that."""
     w = torch.from_numpy(np.random.default_rng(0).standard_normal((128, 128)).astype(np.float32))
@@ -224,4 +224,4 @@ def test_a_trial_binds_a_shared_scale_to_the_scaled_columns(name: str) -> None:
     assert found is not None
     strong = scale > 1
     off = (found / torch.from_numpy(scale) - w).square()[:, strong].mean().sqrt()
-    assert off < (0.03 if len(FLOATS[name].levels) > 15 else 0.25)
+    assert off < (0.03 if name == "fp8_tensor" else 0.15)
