@@ -11,6 +11,7 @@ import argparse
 import gc
 import sysconfig
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +22,10 @@ from numpy.typing import NDArray
 
 from qconvert.checkpoint import Checkpoint
 from qconvert.formats.refusal import refuse
+from qconvert.formats.source import Source
 from qconvert.runtimes import reference
 from qconvert.runtimes.measure import compare, summarise
+from qconvert.runtimes.noise import Rounding, rounded
 from qconvert.runtimes.spool import Spool
 from qconvert.runtimes.text import Text, Windows, cut, encoder, read_text, read_tokenizer
 
@@ -100,16 +103,20 @@ class Judge:
         """Names of what is judged on."""
         return tuple(self._cases)
 
-    def __call__(self, weights: Weights) -> dict[str, dict[str, Any]]:
-        """Text -> the fields of `runtimes.measure.Distance`."""
-        model = reference.from_weights(self.source, weights, threads=self._threads)
+    def __call__(
+        self, weights: Weights, facts: Source | None = None, rounding: Rounding | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Text -> the fields of `runtimes.measure.Distance`. `facts`: of the model as it was
+        quantized, where a rotation has changed them; `rounding`: of activations, by a runtime."""
+        model = reference.from_weights(facts or self.source, weights, threads=self._threads)
         found = {}
-        for name, case in self._cases.items():
-            parts = [
-                compare(case.logits.get(number), model.logits(tokens), tokens)
-                for number, tokens in enumerate(case.windows.tokens)
-            ]
-            found[name] = asdict(summarise(parts))
+        with nullcontext() if rounding is None else rounded(model, rounding):
+            for name, case in self._cases.items():
+                parts = [
+                    compare(case.logits.get(number), model.logits(tokens), tokens)
+                    for number, tokens in enumerate(case.windows.tokens)
+                ]
+                found[name] = asdict(summarise(parts))
         del model
         gc.collect()  # modules refer to each other; the next model needs the room
         return found
