@@ -100,7 +100,8 @@ class Kept:
         """The request with the type that the bundle was made for, where nothing is asked about the
         weights, and the target knows that type."""
         own = target.name == self.bundle.target
-        known = own or self.bundle.type in (name for name, _ in target.types)
+        main = self.bundle.type.split(",")[0]  # what follows are exceptions for some layers
+        known = own or main in (name for name, _ in target.types)
         if known and all(getattr(request, name) in (None, ()) for name in OF_WEIGHTS):
             return replace(request, type=self.bundle.type)
         return request

@@ -164,7 +164,9 @@ def of_plan(job: Job, cost: Estimate, obstacles: Sequence[Reason] = ()) -> dict[
             "disk_bytes": cost.disk_bytes,
             "seconds": cost.seconds,
         },
-        "disk_free_bytes": free_bytes(job.files[0].absolute().parent),
+        "disk_free_bytes": free_bytes(
+            (job.path if job.target.folder else job.files[0]).absolute().parent
+        ),
         "obstacles": [{"problem": one.problem, "remedy": one.remedy} for one in obstacles],
     }
 
@@ -197,10 +199,15 @@ def of_output(path: Path, target: Target, *, each: bool = False) -> dict[str, An
     """What an output holds: files, metadata, tensors by pattern and by type."""
     reader = target.reader(path)
     rows = [_Row("", t.name, t.shape, t.dtype, t.nbytes) for t in reader.tensors.values()]
+    files = (
+        sorted(file for file in path.iterdir() if file.is_file()) if target.folder else reader.files
+    )
+    told = getattr(target, "about", None)  # of targets that have more to say than their metadata
     return {
         "kind": target.name,
-        "files": [{"path": str(file), "bytes": file.stat().st_size} for file in reader.files],
-        "bytes": sum(file.stat().st_size for file in reader.files),
+        "about": {} if told is None else dict(told(path)),
+        "files": [{"path": str(file), "bytes": file.stat().st_size} for file in files],
+        "bytes": sum(file.stat().st_size for file in files),
         **_stored(rows, each=each),
         "metadata": {key: shortened(plain(value)) for key, value in reader.metadata.items()},
     }

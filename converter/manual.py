@@ -8,6 +8,8 @@ HELP = """Quantize a Hugging Face model, and prove the file that the runtime rea
   qconvert MODEL --to gguf --bits 4            write MODEL-Q4_K_M.gguf here
   qconvert MODEL --to gguf --bits 4 --plan     show what would be written, read no weight
   qconvert MODEL --to gguf --type Q8_0 --out small.gguf
+  qconvert MODEL --to vllm --bits 4            write a folder for `vllm serve`
+  qconvert MODEL --to vllm --scheme w8a8 --method smoothquant
   qconvert inspect small.gguf                  what a file, or a model folder, holds
   qconvert check small.gguf --against MODEL    how far it is from MODEL, in the runtime
   qconvert bench small.gguf                    tokens per second, and memory
@@ -24,6 +26,8 @@ Bits: --bits N stands for the type that users of the target expect; files are a 
   5  close to the source
   4  the usual choice: a third of the size or less, a small loss
   3  a loss that shows; 2 only when nothing else fits
+For serving programs (vllm, sglang, lightllm) 4 is weights of 4 bits, computed in 16; 8 is both
+weights and activations in 8 bits where that runs. See the section Serving, and --hardware.
 Measure the loss of your own model with `qconvert check`: small models lose more. Text like your own
 in --calib, and a better --method, make it smaller at the same size.
 
@@ -43,6 +47,9 @@ The word `convert` may be left out.
   qconvert MODEL --to gguf --bits 3 --method best --effort 2 --work work --keep-work
   qconvert work --to gguf --out again.gguf     the same weights, without calibrating again
   qconvert MODEL --to gguf --type Q5_K_M --out out/model.gguf --split-size 2GB
+  qconvert MODEL --to vllm --bits 4 --out served       then: vllm serve served
+  qconvert MODEL --to vllm --scheme fp8 --kv fp8 --hardware hopper --tp 2
+  qconvert MODEL --to vllm --bits 4 --layer '*.down_proj=w8a16'
   qconvert MODEL --to gguf --bits 4 --plan --json -
 
 Everything that cannot work is found before a weight is read, and told at once. A conversion that

@@ -162,6 +162,7 @@ def inspect_tables(result: Mapping[str, Any]) -> list[Any]:
     metadata = [(key, _one_line(value)) for key, value in result["metadata"].items()]
     return [
         pairs(f"{result['kind']}, {size(result['bytes'])}", files),
+        *([pairs("output", result["about"].items())] if result.get("about") else ()),
         pairs("metadata", metadata),
         *tensor_table(result, names=True),
         _types(result),

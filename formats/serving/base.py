@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qconvert.formats.refusal import Reason, collecting, raise_if_any, refuse
-from qconvert.formats.serving.capability import Kernel, Verdict, places_of, told
+from qconvert.formats.serving.capability import Kernel, Verdict, told, where_it_runs
 from qconvert.formats.serving.choice import Choice, choose, split_type
 from qconvert.formats.serving.container import Linear
 from qconvert.formats.serving.fused import Fusing, Shard, joined, linears_of, module_of, shards
-from qconvert.formats.serving.mark import container_of, marked_for
+from qconvert.formats.serving.mark import container_of, mark_of
 from qconvert.formats.serving.model_files import (
     ARCHITECTURES,
     copied_files,
@@ -160,8 +160,7 @@ class ServingTarget:
         if drawn.kv is not None:
             lines["KV cache"] = f"{drawn.kv}: {CACHES[drawn.kv]}"
         if drawn.place is not None and drawn.place.verdict.where:
-            where = drawn.place.verdict.where
-            lines["runs on"] = f"{places_of(where)}{'' if 'cpu' in where else '; not on cpu'}"
+            lines["runs on"] = where_it_runs(drawn.place.verdict.where)
         lines["serve"] = " ".join((self.serve, *extras.flags))
         return lines
 
@@ -177,10 +176,22 @@ class ServingTarget:
 
     def recognises(self, path: Path) -> bool:
         """By the mark that every output has; folders of others by how they are quantized."""
-        mark = marked_for(path)
-        if mark is not None:
-            return mark == self.name
+        mark = mark_of(path)
+        if mark:
+            return bool(mark["target"] == self.name)
         return self.foreign and container_of(path) is not None
+
+    def about(self, path: Path) -> Mapping[str, str]:
+        """What `qconvert inspect` says first of an output."""
+        mark, container = mark_of(path), container_of(path)
+        lines = {"type": str(mark["type"])} if mark else {}
+        if container is not None:
+            lines["container"] = f"{container.name}: {container.summary}"
+        if mark.get("kv"):
+            lines["KV cache"] = str(mark["kv"])
+        if mark.get("runs_on"):
+            lines["runs on"] = where_it_runs(mark["runs_on"])
+        return {**lines, "serve": self.serve.replace("{folder}", str(path))}
 
     def reader(self, path: Path) -> Reader:
         from qconvert.formats.serving.folder.reader import open_reader

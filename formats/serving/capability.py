@@ -157,6 +157,11 @@ class Verdict:
     shapes: Mapping[str, str]  # hardware whose kernels do not take a shape -> why
     notes: tuple[str, ...] = ()
 
+    @property
+    def places(self) -> list[str]:
+        """`where` in the order of HARDWARE."""
+        return [place for place in HARDWARE if place in self.where]
+
     def why_not(self, place: str) -> str:
         if place in self.shapes:
             return self.shapes[place]
@@ -209,6 +214,10 @@ def places_of(places: Collection[str]) -> str:
     else:
         words += have
     return ", ".join(words)
+
+
+def where_it_runs(places: Collection[str]) -> str:
+    return f"{places_of(places)}{'' if 'cpu' in places else '; not on cpu'}"
 
 
 def told(verdict: Verdict) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,20 @@ MARK = "qconvert.json"
 """Says what a folder was made for: the same folder may serve several programs."""
 
 
-def mark_json(target: str, type: str, container: str | None) -> bytes:
-    fields = {"target": target, "type": type, "container": container}
+def mark_json(
+    target: str, type: str, container: str | None, kv: str | None, runs_on: Collection[str]
+) -> bytes:
+    fields = {
+        "target": target, "type": type, "container": container, "kv": kv, "runs_on": list(runs_on),
+    }  # fmt: skip
     return (json.dumps(fields, indent=2) + "\n").encode()
 
 
-def marked_for(folder: Path) -> str | None:
-    """The target that `folder` is an output of; None where nothing says so."""
-    target = _object(folder / MARK).get("target")
-    return target if isinstance(target, str) and (folder / "config.json").is_file() else None
+def mark_of(folder: Path) -> Mapping[str, Any]:
+    """What `mark_json` wrote; empty for a folder of others, or one that is damaged."""
+    found = _object(folder / MARK)
+    whole = isinstance(found.get("target"), str) and isinstance(found.get("type"), str)
+    return found if whole and (folder / "config.json").is_file() else {}
 
 
 def container_of(folder: Path) -> Container | None:

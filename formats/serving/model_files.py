@@ -62,10 +62,24 @@ def config_json(
     """config.json of the text model, in the spelling of transformers 5 and of older readers."""
     kept = {key: value for key, value in source.config.items() if key not in _OF_THE_SOURCE}
     name = TORCH_NAMES[floats]
-    fields = {"architectures": [architecture], **kept, "dtype": name, "torch_dtype": name}
+    fields = {
+        "architectures": [architecture], **_older_rope(kept), **kept,
+        "dtype": name, "torch_dtype": name,
+    }  # fmt: skip
     if quantization is not None:
         fields["quantization_config"] = dict(quantization)
     return as_json(fields)
+
+
+def _older_rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`rope_theta` and `rope_scaling` of `rope_parameters`, for readers that know only those: they
+    would take 10000 for a base that they do not find. transformers 5 reads the same from both."""
+    found = config.get("rope_parameters")
+    if not isinstance(found, Mapping) or "rope_theta" not in found:
+        return {}
+    scaling = {key: value for key, value in found.items() if key != "rope_theta"}
+    plain = scaling.get("rope_type", "default") == "default"
+    return {"rope_theta": found["rope_theta"], **({} if plain else {"rope_scaling": scaling})}
 
 
 def as_json(fields: Mapping[str, Any]) -> bytes:

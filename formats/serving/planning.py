@@ -82,7 +82,11 @@ def plan_folder(
             drawn.source, drawn.architecture, drawn.float_type, quantization
         ),
         MARK: mark_json(
-            drawn.target, drawn.choice.type, drawn.container.name if drawn.container else None
+            drawn.target,
+            drawn.choice.type,
+            None if drawn.container is None else drawn.container.name,
+            drawn.kv,
+            () if drawn.place is None else drawn.place.verdict.places,
         ),
         **(config.files if config else {}),
         **extras.files,
