@@ -28,7 +28,7 @@ from qconvert.runtimes.findings import (
 )
 from qconvert.runtimes.guarded import Guarded
 from qconvert.runtimes.measure import Distance, Rows, compare, summarise
-from qconvert.runtimes.noise import activation_blocks, rounded_activations
+from qconvert.runtimes.noise import rounded, rounding_of
 from qconvert.runtimes.runtime import Runtime
 from qconvert.runtimes.spool import Spool
 from qconvert.runtimes.text import Text, Windows, cut, encoder, prefix, read_text, read_tokenizer
@@ -48,6 +48,7 @@ class _Found:
     total: list[Rows] = field(default_factory=list)
     floor: list[Rows] = field(default_factory=list)
     expected: list[Rows] = field(default_factory=list)
+    beyond: list[Rows] = field(default_factory=list)
     tensors: list[TensorError] = field(default_factory=list)
     tokens: TokenParity | None = None
     notes: list[str] = field(default_factory=list)
@@ -188,7 +189,7 @@ def _decoded(
     weighing = WeightCheck(source, reader)
     model = reference.from_weights(source, reader.weights(source), threads=threads, seen=weighing)
     found.tensors.extend(weighing.errors)
-    blocks = activation_blocks(runtime, reader)
+    rounding = rounding_of(runtime, session.session, reader)
     count = len(pieces.tokens)
     for number, tokens in enumerate(pieces.tokens):
         progress("file and runtime", number, count)
@@ -200,8 +201,10 @@ def _decoded(
         found.adds.append(compare(decoded, there, tokens))
         found.total.append(compare(original, there, tokens))
         if number < NOISE_WINDOWS:
-            with rounded_activations(model, blocks):
-                found.expected.append(compare(decoded, model.logits(tokens), tokens))
+            with rounded(model, rounding):
+                explained = model.logits(tokens)
+            found.expected.append(compare(decoded, explained, tokens))
+            found.beyond.append(compare(explained, there, tokens))
     progress("file and runtime", count, count)
 
 
@@ -236,4 +239,5 @@ def _noise(found: _Found) -> Noise | None:
         return None
     expected, floor = summarise(found.expected), _summary(found.floor[:count])
     adds = summarise(found.adds[:count])
-    return Noise(count, adds, expected, floor, verdict.noise_limit(expected, floor))
+    beyond = summarise(found.beyond)
+    return Noise(count, adds, expected, beyond, floor, verdict.noise_limit(expected, floor))

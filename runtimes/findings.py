@@ -67,6 +67,7 @@ class Noise:
     windows: int
     adds: Distance  # decoded file -> runtime
     expected: Distance  # decoded file -> decoded file with activations rounded as the runtime does
+    beyond: Distance  # that rounded reference -> runtime: what its rounding does not explain
     floor: Distance | None  # source -> runtime on an unquantized file
     limit: float  # of adds.kl_mean, nats
 

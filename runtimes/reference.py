@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Reference:
 
     model: Any  # transformers.PreTrainedModel
     threads: int
+    names: Mapping[str, str] = field(default_factory=dict)  # checkpoint name -> parameter name
 
     @property
     def vocab(self) -> int:
@@ -103,7 +104,7 @@ def from_weights(
             seen(stored, value)
         _place(model, name, parameters[name], value)
     model.tie_weights()
-    return Reference(model.eval(), threads)
+    return Reference(model.eval(), threads, names)
 
 
 def _empty(source: Source) -> Any:

@@ -58,7 +58,8 @@ def _distances(report: CheckReport) -> Iterator[tuple[str, Distance]]:
     if report.runtime_adds is not None:
         yield f"file as decoded -> {name} (what the runtime adds)", report.runtime_adds
     if report.noise is not None:
-        yield "  expected of it: 8-bit activations", report.noise.expected
+        yield "  expected of it: its rounding of activations", report.noise.expected
+        yield f"  beyond: rounded reference -> {name}", report.noise.beyond
     if report.floor is not None:
         yield f"  noise floor: source -> {name}, unquantized file", report.floor
     if report.total is not None:

@@ -63,8 +63,12 @@ class Vllm:
     """The runtime `vllm`."""
 
     dtypes: tuple[str, ...] = ("float16", "bfloat16")  # the first that vLLM takes for the model
+    plain: bool = True  # by kernels that round no more than the file says
     eager: bool = True  # without compiling the model, which takes a minute on a CPU
     timeout: float = 1800.0  # seconds that one call may take
+    running: Worker | None = None
+    """A process of `worker` to load in, in place of one for each session. A folder takes the place
+    of the one before, and closing a session leaves the process running."""
     name: str = "vllm"
     target: str = "vllm"
 
@@ -83,7 +87,7 @@ class Vllm:
 
     @property
     def served(self) -> Vllm:
-        return replace(self, dtypes=("auto",), eager=not machine.nvidia_gpu())
+        return replace(self, dtypes=("auto",), plain=False, eager=not machine.nvidia_gpu())
 
     def unavailable(self) -> str | None:
         """None when its environment is whole: vLLM takes too long to import for a look."""
@@ -100,20 +104,14 @@ class Vllm:
             worker.close()
 
     def worker(self, *, threads: int) -> Worker:
-        """A process that can load one folder after another, for `open`."""
+        """A process that can load one folder after another, as `running`."""
         reason = self.unavailable()
         if reason is not None:
             raise MissingRuntime(self.name, reason, self.install)
         return Worker(self._launch(threads))
 
-    def open(
-        self, path: Path, *, threads: int, context: int, worker: Worker | None = None
-    ) -> Session:
-        """Load a folder; `Refused` when vLLM does not take it, with vLLM's own reason.
-
-        With a `worker`, the folder takes the place of the one that it holds, and closing the
-        session leaves the worker running.
-        """
+    def open(self, path: Path, *, threads: int, context: int) -> Session:
+        """Load a folder; `Refused` when vLLM does not take it, with vLLM's own reason."""
         if not (path / "config.json").is_file():
             raise refuse(f"no model folder: {path}")
         reason = self.unavailable()
@@ -124,8 +122,9 @@ class Vllm:
             path,
             threads=threads,
             context=context,
-            worker=worker,
+            worker=self.running,
             dtypes=self.dtypes,
+            plain=self.plain,
             eager=self.eager,
         )
 

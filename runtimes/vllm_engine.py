@@ -14,7 +14,6 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,7 +28,7 @@ SEQUENCES = 128  # at once, at most
 STEP_TOKENS = 2048  # of one step, at least; a prompt is never cut
 LEAST_CACHE = 128 << 20  # bytes
 CACHE_SHARE = 0.25  # of the free memory
-SHOWN = re.compile(r"Using \S+ .*|.*\bfall(?:s|ing)? back\b.*", re.IGNORECASE)
+SHOWN = re.compile(r"(?:Using|Selected) \S+ for .*|.*\bfall(?:s|ing)? back\b.*", re.IGNORECASE)
 """Lines of vLLM's log that name a kernel, or something else than was asked for."""
 
 
@@ -56,16 +55,22 @@ class Engine:
         self._recording = False
 
     def load(
-        self, path: str, threads: int, context: int, dtypes: Sequence[str], eager: bool
+        self, path: str, threads: int, context: int, dtypes: Sequence[str], plain: bool, eager: bool
     ) -> Answer:
-        """Load a folder in the first of `dtypes` that vLLM takes for its architecture."""
+        """Load a folder in the first of `dtypes` that vLLM takes for its architecture.
+
+        `plain`: by kernels that compute what the file says and no less (see `_without_amx`).
+        """
         self._threads = threads
-        log = _listen()
+        lines = _listen()
+        without = plain and _without_amx()
         with _reported("refused"):
             self._llm, dtype = _load(path, context, dtypes, eager)
             self._llm.apply_model(self._record)
         config = self._llm.llm_engine.model_config
-        notes = list(dict.fromkeys(f"vLLM: {line}" for line in log.lines))
+        notes = [f"vLLM: {line}" for line in lines]
+        if without:
+            notes.append("vLLM runs without its AMX kernels, which round more than the file says")
         if dtype != dtypes[0]:
             notes.append(f"vLLM runs this architecture in {dtype}, not in {dtypes[0]}")
         return Answer(
@@ -218,23 +223,39 @@ def _on_gpu() -> bool:
     return bool(current_platform.is_cuda())
 
 
-@dataclass(slots=True)
-class _Lines:
-    lines: list[str] = field(default_factory=list)
+def _listen() -> list[str]:
+    """Collects what vLLM's log says about kernels from here on.
+
+    Where records are made: vLLM takes away all handlers when it configures its log.
+    """
+    lines: list[str] = []
+    make = logging.getLogRecordFactory()
+
+    def made(*arguments: Any, **named: Any) -> logging.LogRecord:
+        record = make(*arguments, **named)
+        text = record.getMessage() if record.name.startswith("vllm") else ""
+        if SHOWN.fullmatch(text) and text not in lines:
+            lines.append(text)
+        return record
+
+    logging.setLogRecordFactory(made)
+    return lines
 
 
-def _listen() -> _Lines:
-    """Collect what vLLM's log says about kernels from here on."""
-    found = _Lines()
+def _without_amx() -> bool:
+    """Have vLLM take the kernels of processors that lack AMX; whether that changes anything.
 
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            text = record.getMessage()
-            if SHOWN.fullmatch(text):
-                found.lines.append(text)
+    With AMX, vLLM 0.32 multiplies 4-bit weights with int8 activations, makes the static scales of
+    int8 activations anew for each token, and ends in float16 (`scale_C: scalar path not
+    implemented`): nothing of which the file asks for. It asks torch whether there is AMX.
+    """
+    import torch
 
-    logging.getLogger("vllm").addHandler(Listener())
-    return found
+    has = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    if has is None or not has():
+        return False
+    torch.cpu._is_amx_tile_supported = lambda: False
+    return True
 
 
 @contextmanager

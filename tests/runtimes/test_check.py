@@ -55,6 +55,7 @@ def test_a_good_file_passes(
     assert found.noise is not None
     assert found.floor.kl_mean < 1e-5  # float32 in llama.cpp, but for its 16-bit cache
     assert found.noise.adds.kl_mean < found.noise.limit
+    assert found.noise.beyond.kl_mean < found.noise.limit
     assert found.quantization.positions == 2 * 47
     assert found.tokens is not None
     assert found.tokens.mismatches == 0
@@ -274,9 +275,9 @@ def test_activation_blocks_follow_the_types(
     query, down = (256, 256), (256, 512)
     assert activation_blocks(runtime, TARGET.reader(tiny_gguf("BF16"))) == {}
     found = activation_blocks(runtime, TARGET.reader(tiny_gguf("Q8_0")))
-    assert {found[shape] for shape in (head, gate, query, down)} == {32}
+    assert {found[shape].per for shape in (head, gate, query, down)} == {32}
     found = activation_blocks(runtime, TARGET.reader(tiny_gguf("Q4_0")))
-    assert found[query] == found[down] == 32
-    assert found[head] == 256  # Q6_K
+    assert found[query].per == found[down].per == 32
+    assert found[head].per == 256  # Q6_K
     other: Any = Failing(runtime, "")
     assert activation_blocks(other, TARGET.reader(tiny_gguf("Q8_0"))) == {}

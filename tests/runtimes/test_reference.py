@@ -13,7 +13,6 @@ from safetensors.numpy import load_file
 from qconvert.checkpoint import Checkpoint, open_checkpoint
 from qconvert.formats.gguf.target import TARGET
 from qconvert.formats.refusal import Refused
-from qconvert.runtimes.noise import rounded_activations
 from qconvert.runtimes.reference import from_folder, from_weights
 
 TOKENS = [5, 77, 300, 5, 12, 401, 9, 33]
@@ -75,29 +74,3 @@ def test_the_given_arrays_are_used_whatever_their_memory(source: Checkpoint) -> 
         value.setflags(write=False)
     found = from_weights(source, weights, threads=1).logits(TOKENS)
     np.testing.assert_array_equal(found, from_folder(source.folder, threads=1).logits(TOKENS))
-
-
-SHAPES = ((512, 256), (256, 512), (256, 256), (128, 256))  # of the tiny llama's linears
-
-
-@pytest.mark.parametrize("block", [None, 32, 256])
-def test_rounded_activations_move_the_logits_a_little_and_then_no_more(
-    source: Checkpoint, block: int | None
-) -> None:
-    model = from_folder(source.folder, threads=1)
-    before = model.logits(TOKENS)
-    with rounded_activations(model, dict.fromkeys(SHAPES, block) if block else {}):
-        within = model.logits(TOKENS)
-    moved = np.abs(within - before).max()
-    assert 1e-4 < moved < 0.5
-    np.testing.assert_array_equal(model.logits(TOKENS), before)
-
-
-def test_larger_blocks_round_more(source: Checkpoint) -> None:
-    model = from_folder(source.folder, threads=1)
-    before = model.logits(TOKENS)
-    moved = []
-    for block in (None, 32, 256):
-        with rounded_activations(model, dict.fromkeys(SHAPES, block) if block else {}):
-            moved.append(float(np.square(model.logits(TOKENS) - before).mean()))
-    assert moved[0] < moved[1] < moved[2]

@@ -41,7 +41,10 @@ CHECK = CheckReport(
     runtime_adds=distance(0.004, 35.1),
     total=distance(0.21, 36.0),
     floor=distance(1e-4, 29.24),
-    noise=Noise(2, distance(0.004, 35.1), distance(0.005, 35.2), distance(1e-4, 29.24), 0.0153),
+    noise=Noise(
+        2, distance(0.004, 35.1), distance(0.005, 35.2), distance(0.0037, 35.3),
+        distance(1e-4, 29.24), 0.0153,
+    ),
     tokens=TokenParity(3911, 0, ()),
     tensors=(TensorError("blk", 0.08, 0.18, 3, 0.4),),
     max_kl=None,
@@ -61,7 +64,7 @@ def shown(view: RenderableType) -> str:
 
 def test_a_check_shows_both_distances_and_the_floor() -> None:
     text = shown(check_view(CHECK))
-    expected = ("PASS", "a[red]b.gguf", "143.6 MB", "5.08", "0.2000", "0.0040", "1.0e-04",
+    expected = ("PASS", "a[red]b.gguf", "143.6 MB", "5.08", "0.2000", "0.0040", "1.0e-04", "0.0037",
                 "29.23 -> 35.00", "81.0%", "8 windows of 512", "3911 of 3911",
                 "a note")  # fmt: skip
     for piece in expected:
