@@ -72,7 +72,7 @@ def _claims(config: Mapping[str, Any], folder: Path) -> Claims | None:
     def stays_float(module: str) -> bool:
         return any(part in module for part in kept or ())
 
-    return Claims(scheme, None) if kept is None else Claims(scheme, stays_float)
+    return Claims(scheme, None) if kept is None else Claims(scheme, stays_float, kept, inside=True)
 
 
 CONTAINER = Assembled(

@@ -25,6 +25,7 @@ class Claims:
     scheme: Callable[[str], Scheme | None]  # how it is quantized, unless it stays float
     stays_float: Callable[[str], bool] | None  # None: loaders go by the types of the tensors
     listed: Sequence[str] = ()  # names, not patterns, of modules that stay float
+    inside: bool = False  # whether loaders look for `listed` inside names
     kv: str | None = None  # type of the KV cache that it switches on
 
 
@@ -78,11 +79,12 @@ def read_linears(
             continue
         if linear is not None:
             linears.append(linear)
-    known = set(modules)
     reasons += [
         Reason(f"the configuration keeps {one} in float, and the folder has no such module", AGAIN)
         for one in claims.listed
-        if one not in known and not (tied and "." not in one)
+        if one not in modules
+        and not (claims.inside and any(one in module for module in modules))
+        and not (tied and "." not in one)
     ]
     raise_if_any(_some(reasons))
     return linears
@@ -121,7 +123,9 @@ def _linear(
         raise refuse(f"{module}: {container.name} holds no {scheme.name}", AGAIN)
     try:
         linear = Linear(module, layout.shape(parts, scheme), scheme)
-    except (KeyError, ValueError, IndexError):
+    except KeyError as missing:
+        raise refuse(f"{module}.{missing.args[0]} is missing", AGAIN) from None
+    except (ValueError, IndexError):
         held = ", ".join(sorted(parts))
         raise refuse(f"{module} is not stored as {scheme.name}: it has {held}", AGAIN) from None
     raise_if_any(list(_differences(container, layout, linear, parts)))

@@ -102,7 +102,7 @@ def _claims(config: Mapping[str, Any], folder: Path) -> Claims | None:
         scheme,
         lambda module: _fits(module, ignore),
         [one for one in ignore if not one.startswith(PATTERN)],
-        "fp8" if cache else None,
+        kv="fp8" if cache else None,
     )
 
 

@@ -137,7 +137,7 @@ def _claims(config: Mapping[str, Any], folder: Path) -> Claims | None:
 
     cache = told.get("kv_cache_quant_algo") or told.get("kv_cache_scheme")
     named = [one for one in kept if not set("*?[") & set(one)]
-    return Claims(scheme, stays_float, named, "fp8" if cache else None)
+    return Claims(scheme, stays_float, named, inside=True, kv="fp8" if cache else None)
 
 
 def _nested(folder: Path) -> Mapping[str, Any] | None:

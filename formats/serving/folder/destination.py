@@ -22,20 +22,20 @@ def destination_problems(path: Path, sources: Iterable[Path]) -> list[Reason]:
     if path in {source.resolve().parent for source in sources} or path.resolve() in {
         source.resolve().parent for source in sources
     }:
-        return [Reason(f"{path} is the model itself", "name another folder with -o")]
+        return [Reason(f"{path} is the model itself", "name another folder with --out")]
     if not path.is_dir():
-        return [Reason(f"{path} is a file, and the output is a folder", "name another with -o")]
+        return [Reason(f"{path} is a file, and the output is a folder", "name another with --out")]
     found = list(path.iterdir())
     if found and not (path / CONFIG).is_file():
         return [
             Reason(f"{path} holds other things than a model: it would be replaced",
-                   "name another folder with -o, or empty it")
+                   "name another folder with --out, or empty it")
         ]  # fmt: skip
     inner = [one.name for one in found if one.is_dir() and not one.is_symlink()]
     if inner:
         return [
             Reason(f"{path} holds the folder {sorted(inner)[0]}: it would be replaced",
-                   "name another folder with -o")
+                   "name another folder with --out")
         ]  # fmt: skip
     return []
 
