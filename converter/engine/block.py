@@ -7,15 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-Key = tuple[str, str]  # (role, part): ("attn_q", "weight")
+from qconvert.engine.reads import READS as READS  # of all that work on blocks
 
-READS: Mapping[str, str] = {
-    "attn_q": "attn_in", "attn_k": "attn_in", "attn_v": "attn_in", "attn_qkv": "attn_in",
-    "attn_o": "attn_mid",
-    "ffn_gate": "ffn_in", "ffn_up": "ffn_in", "ffn_gate_up": "ffn_in",
-    "ffn_down": "ffn_mid",
-}  # fmt: skip
-"""The input that each linear of a block reads. Linears of one input share its statistics."""
+Key = tuple[str, str]  # (role, part): ("attn_q", "weight")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.engine.block import READS
 from qconvert.engine.copies import copied_folder
 from qconvert.engine.journal import NAME, read_journal
 from qconvert.engine.parts import Part
+from qconvert.engine.reads import READS
 from qconvert.engine.store import Store, Which
 from qconvert.formats.known_grids import grid_named
 from qconvert.formats.refusal import refuse

@@ -336,7 +336,7 @@ def absent(*_: object) -> str:
 def test_a_missing_runtime_is_told_with_the_line_that_installs_it(
     small: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from qconvert.runtimes.llamacpp import LlamaCpp
+    from qconvert.runtimes.llamacpp import RUNTIME, LlamaCpp
 
     model, out = small
     monkeypatch.setattr(LlamaCpp, "unavailable", absent)
@@ -344,7 +344,7 @@ def test_a_missing_runtime_is_told_with_the_line_that_installs_it(
         assert run(arguments) == 3
         told = capsys.readouterr().err
         assert "its package is not installed" in told
-        assert LlamaCpp.install in told
+        assert RUNTIME.install in told
     assert run(["targets"]) == 0
     assert "its package is not installed" in capsys.readouterr().out
     assert left() == ["small.gguf"]
