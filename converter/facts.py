@@ -281,7 +281,11 @@ def of_targets(
             "target": target.name,
             "summary": target.summary,
             "types": [{"name": name, "summary": line} for name, line in target.types],
-            "runtimes": [runtime(one) for one in runtimes.values() if one.target == target.name],
+            "runtimes": [
+                runtime(one)
+                for one in runtimes.values()
+                if one.target in (target.name, *getattr(target, "also", ()))
+            ],
         }
         for target in targets.values()
     ]

@@ -187,7 +187,7 @@ def target_tables(result: Sequence[Mapping[str, Any]]) -> list[Any]:
         for one in target["runtimes"]:
             why = one["version"] if one["usable"] else f"{one['reason']}\n-> {one['install']}"
             add(runtimes, one["name"], "usable" if one["usable"] else "not usable", why)
-        parts += [types, runtimes]
+        parts += [types, *([runtimes] if target["runtimes"] else ())]
     return parts
 
 
