@@ -87,6 +87,9 @@ class OutputTensor:
     shares: tuple[str, ...] = ()
     """Source tensors, this one among them, whose grid has one scale for all their rows together:
     `grid.bound(largest of them all)` is what they are fitted to. Empty: nothing is shared."""
+    input_rounding: InputRounding | None = None
+    """How a runtime rounds what this linear reads; a `per` of -1 without a `scale` is fixed by
+    calibration, and so is the scale of the tensor beside those of 16 columns in fp4."""
 
 
 @dataclass(frozen=True, slots=True)

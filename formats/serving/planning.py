@@ -12,6 +12,7 @@ from qconvert.formats.serving.fused import Fusing, joined, module_of
 from qconvert.formats.serving.mark import MARK, mark_json
 from qconvert.formats.serving.model_files import config_json, copied_files
 from qconvert.formats.serving.placing import Place
+from qconvert.formats.serving.schemes import rounding_of
 from qconvert.formats.source import Dtype, Source, SourceTensor
 from qconvert.formats.target import OutputTensor
 
@@ -146,6 +147,7 @@ def _quantized(
         nbytes=sum(entry.nbytes for entry in entries),
         source=tensor,
         shares=shares,
+        input_rounding=rounding_of(scheme),
     )
     return output, entries
 

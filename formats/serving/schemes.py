@@ -12,6 +12,7 @@ from functools import cache
 
 from qconvert.formats.refusal import refuse
 from qconvert.formats.serving.scheme import Activations, Form, Scheme
+from qconvert.formats.target import InputRounding
 
 CHANNEL = 0
 """The group of a scheme with one scale for each row."""
@@ -103,6 +104,14 @@ def schemes() -> Mapping[str, Scheme]:
 
 def family_of(scheme: Scheme) -> Family:
     return _known()[scheme.name][0]
+
+
+def rounding_of(scheme: Scheme) -> InputRounding | None:
+    """How a runtime rounds what linears of `scheme` read; None where it does not. INT8 and FP8 have
+    a scale for each token, FP8 blocks and FP4 for as many columns as the weights have."""
+    if scheme.activations is None:
+        return None
+    return InputRounding(scheme.activations, -1 if scheme.static else scheme.group)
 
 
 def scheme_named(name: str) -> Scheme:

@@ -138,6 +138,22 @@ def test_few_layers_may_be_quantized_of_a_float_model(headers: Headers) -> None:
     assert plan(headers(), type=made.type).tensors == made.tensors
 
 
+@pytest.mark.parametrize(
+    ("name", "rounding"),
+    [
+        ("w4a16-g128", None), ("nvfp4a16", None), ("mxfp4", None), ("w8a8", ("int8", 0)),
+        ("w8a8-static", ("int8", -1)), ("fp8", ("fp8", 0)), ("fp8-tensor", ("fp8", -1)),
+        ("fp8-block", ("fp8", 128)), ("nvfp4", ("fp4", 16)),
+    ],
+)  # fmt: skip
+def test_the_rounding_of_inputs_is_told(
+    headers: Headers, name: str, rounding: tuple[str, int] | None
+) -> None:
+    for one in plan(headers(), type=name).tensors:
+        told = one.input_rounding and (one.input_rounding.kind, one.input_rounding.per)
+        assert told == (rounding if one.grid is not None else None)
+
+
 @pytest.mark.parametrize("name", ["fp8-tensor", "nvfp4", "nvfp4a16"])
 def test_joined_linears_share_one_scale(headers: Headers, name: str) -> None:
     shares = {one.name.split(".")[-2]: one.shares for one in quantized(plan(headers(), type=name))}
