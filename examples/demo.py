@@ -1,6 +1,6 @@
-"""Convert a model folder to 4 bits, check and time the file in llama.cpp, and print one table.
+"""Convert a model folder to 4 bits, check and time the result in its runtime, and print one table.
 
-    python examples/demo.py models/smollm2-135m [--bits 4] [--threads N] [--calib-rows N]
+    python examples/demo.py models/smollm2-135m [--to gguf] [--bits 4] [--threads N]
 
 Runs the three commands that it prints, as a user would, and reads their --json reports. Exits with
 the code of the first that fails.
@@ -40,6 +40,11 @@ def run(*arguments: str) -> dict[str, Any]:
         return found | {"wall_seconds": seconds}
 
 
+def written(made: dict[str, Any]) -> str:
+    """The file or folder that a conversion has made."""
+    return str(made["folder"] or made["files"][0]["path"])
+
+
 def megabytes(nbytes: float) -> str:
     return f"{nbytes / 1e6:,.1f} MB"
 
@@ -72,7 +77,7 @@ def rows(
     text, runtime = checked["text"], timed["runtime"]
     return {
         "model": str(model),
-        "file": made["files"][0]["path"],
+        "output": written(made),
         "type": f"{made['target']} {made['type']}",
         "size": f"{megabytes(made['bytes'])} (source {megabytes(source)})",
         "bits per weight": f"{made['bits_per_weight']:.2f}",
@@ -100,6 +105,7 @@ def rows(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
+    parser.add_argument("--to", default="gguf", help="a target with a runtime here: gguf, vllm")
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--calib-rows", type=int, default=ROWS, help="rows to calibrate on")
     parser.add_argument("--threads", type=int, help="default: the cores that are there")
@@ -108,8 +114,8 @@ def main() -> None:
 
     bits = ["--bits", str(args.bits)]
     few = ["--calib-rows", str(args.calib_rows)]
-    made = run(str(args.model), "--to", "gguf", *bits, *few, *threads, "--force")
-    out = made["files"][0]["path"]
+    made = run(str(args.model), "--to", args.to, *bits, *few, *threads, "--force")
+    out = written(made)
     checked = run("check", out, "--against", str(args.model), *threads)
     timed = run("bench", out, *threads)
 
