@@ -39,7 +39,8 @@ from qconvert.asked import Asked
 from qconvert.checkpoint import Checkpoint, open_checkpoint
 from qconvert.formats.known_grids import grid_named
 from qconvert.formats.target import Reader, Target, target_named
-from qconvert.pipeline import Conversion, convert, prepare
+from qconvert.job import prepare
+from qconvert.pipeline import Conversion, convert
 
 GGML = "ggml+importance"
 SAME_TYPES = "ggml+importance, types of qconvert"

@@ -26,7 +26,8 @@ from qconvert.formats.refusal import Reason, raise_if_any, refuse
 from qconvert.formats.source import Source, SourceTensor
 from qconvert.formats.target import OutputTensor, Plan, Request
 from qconvert.formats.tensor import QuantizedTensor
-from qconvert.pipeline import Conversion, job_of_checkpoint, run
+from qconvert.job import job_of_checkpoint
+from qconvert.pipeline import Conversion, run
 from qconvert.recipe import parse
 
 FILE = "decoded.safetensors"

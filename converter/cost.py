@@ -23,8 +23,8 @@ from qconvert.engine.stream import WAVE_BYTES, compute_type
 from qconvert.engine.work import work_bytes
 from qconvert.estimate import Calibrating, Estimate
 from qconvert.formats.refusal import Reason
+from qconvert.job import Job, work_folder
 from qconvert.models import dimensions
-from qconvert.pipeline import Job, work_folder
 from qconvert.rates import Rates, measured, seconds_to_search, seconds_to_solve
 from qconvert.resources import available_memory, folder_bytes, free_bytes, resident_bytes
 from qconvert.units import size

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from qconvert.estimate import Estimate
     from qconvert.formats.source import Source
     from qconvert.formats.target import OutputTensor, Plan, Target
+    from qconvert.job import Job
     from qconvert.methods import Algorithm, Named
-    from qconvert.pipeline import Conversion, Job
+    from qconvert.pipeline import Conversion
 
 SHOWN_VALUES = 4  # of a long list in the metadata
 

@@ -16,7 +16,8 @@ from qconvert.asked import Asked
 from qconvert.checkpoint import open_checkpoint
 from qconvert.cli import run
 from qconvert.formats.refusal import Refused
-from qconvert.pipeline import convert, prepare
+from qconvert.job import prepare
+from qconvert.pipeline import convert
 from qconvert.recipe import parse
 
 Tiny = Callable[..., Path]

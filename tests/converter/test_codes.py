@@ -12,7 +12,8 @@ import pytest
 from qconvert.asked import Asked
 from qconvert.formats.gguf.grids import GRIDS
 from qconvert.importance import importance
-from qconvert.pipeline import convert, prepare
+from qconvert.job import prepare
+from qconvert.pipeline import convert
 
 
 @pytest.mark.parametrize("mix", ["Q4_K_M", "Q3_K_M", "IQ4_XS", "Q5_1", "Q8_0"])

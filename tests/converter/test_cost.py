@@ -17,7 +17,7 @@ from qconvert.asked import Asked
 from qconvert.checkpoint import Checkpoint
 from qconvert.cli import run
 from qconvert.formats.refusal import Refused
-from qconvert.pipeline import Job, prepare
+from qconvert.job import Job, prepare, shortages
 
 Tiny = Callable[..., Path]
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3}
@@ -126,20 +126,20 @@ def test_too_little_memory_names_the_option_that_fits(
     here = int(least + share * (need - least))
     monkeypatch.setattr(cost, "available_memory", lambda: here)
     monkeypatch.setattr(cost, "resident_bytes", lambda: 0)
-    (reason,) = pipeline.shortages(job, much, 1)
+    (reason,) = shortages(job, much, 1)
     assert "not enough memory" in reason.problem
     assert "--method rtn" in reason.remedy
-    assert pipeline.shortages(job, replace(much, **options(str(reason))), 1) == []
+    assert shortages(job, replace(much, **options(str(reason))), 1) == []
 
 
 def test_nothing_is_promised_that_does_not_fit(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "resident_bytes", lambda: 0)
     monkeypatch.setattr(cost, "available_memory", lambda: 300_000_000)
-    (reason,) = pipeline.shortages(job, FEW, 1)
+    (reason,) = shortages(job, FEW, 1)
     assert "--calib" not in reason.remedy
     assert "--method rtn" in reason.remedy
     monkeypatch.setattr(cost, "available_memory", lambda: 1000)
-    (reason,) = pipeline.shortages(job, FEW, 1)
+    (reason,) = shortages(job, FEW, 1)
     assert "no option" in reason.remedy
 
 
@@ -149,16 +149,16 @@ def test_too_little_disk_for_the_work_folder(
     much = replace(FEW, calib_rows=8192)
     need = cost.work_bytes(job.plan) + 2 * 4 * 8192 * 32 * 64
     monkeypatch.setattr(cost, "free_bytes", lambda folder: need)
-    assert pipeline.shortages(job, much, 1) == []
+    assert shortages(job, much, 1) == []
     monkeypatch.setattr(cost, "free_bytes", lambda folder: need - 1)
-    (reason,) = pipeline.shortages(job, much, 1)
+    (reason,) = shortages(job, much, 1)
     assert "x.gguf.work" in reason.problem
     assert "--work" in reason.remedy
     assert "--calib-rows 4096" in reason.remedy
     work = tmp_path / "x.gguf.work"
     work.mkdir()
     (work / "part").write_bytes(b"1")  # what is there already is not needed again
-    assert pipeline.shortages(job, much, 1) == []
+    assert shortages(job, much, 1) == []
 
 
 def test_it_is_refused_before_the_engine_starts(

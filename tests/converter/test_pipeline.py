@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qconvert import estimate, pipeline, resources
+from qconvert import estimate, job, pipeline, resources
 from qconvert.asked import Asked
 from qconvert.checkpoint import Checkpoint, open_checkpoint
 from qconvert.formats.refusal import Refused
@@ -125,7 +125,7 @@ class Keeper:
 @pytest.fixture
 def keeper(monkeypatch: pytest.MonkeyPatch) -> Keeper:
     target = Keeper()
-    monkeypatch.setattr(pipeline, "target_named", {"keeper": target}.__getitem__)
+    monkeypatch.setattr(job, "target_named", {"keeper": target}.__getitem__)
     return target
 
 
@@ -196,7 +196,7 @@ def test_the_default_name_goes_into_a_folder_or_here(
     tiny_model: Tiny, keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tiny_model("llama")
-    assert pipeline.prepare(folder, "keeper", out=tmp_path).path == tmp_path / "model.keeper"
+    assert job.prepare(folder, "keeper", out=tmp_path).path == tmp_path / "model.keeper"
     monkeypatch.chdir(tmp_path)
     assert convert(folder, "keeper").files[0].read_text() == "kept"
     assert (tmp_path / "model.keeper").exists()

@@ -16,7 +16,8 @@ from qconvert.cli import run
 from qconvert.formats.known_grids import grid_named
 from qconvert.formats.target import Request, target_named
 from qconvert.importance import importance
-from qconvert.pipeline import convert, prepare
+from qconvert.job import prepare
+from qconvert.pipeline import convert
 
 Tiny = Callable[..., Path]
 TARGETS = ("vllm", "sglang", "lightllm")

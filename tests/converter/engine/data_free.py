@@ -16,7 +16,7 @@ from qconvert.engine.journal import forms_of
 from qconvert.engine.parts import Stored
 from qconvert.engine.record import BlockRecord, InputRecord, LinearRecord
 from qconvert.engine.work import Work, open_or_create
-from qconvert.pipeline import Job, prepare
+from qconvert.job import Job, prepare
 
 TOKENS = np.arange(64, dtype=np.int32).reshape(4, 16)
 
