@@ -1,5 +1,5 @@
 """The command line: `qconvert MODEL --to TARGET --bits N`, and inspect, check, bench,
-targets, methods.
+targets, methods, runtimes.
 
 Only this module sees all four rooms. Everything heavy is imported by the command that needs it.
 """
@@ -35,6 +35,7 @@ from qconvert.options import (
     json_option,
 )
 from qconvert.progress import bar, bars
+from qconvert.runtime_commands import runtimes_group
 
 if TYPE_CHECKING:
     from qconvert.checkpoint import Checkpoint
@@ -72,6 +73,7 @@ def convert_command(
 ) -> int:
     from qconvert import facts, pipeline, render, render_layers
     from qconvert.formats.target import Request, targets
+    from qconvert.job import obstacles, shortages
 
     if target is None:
         known = ", ".join(sorted(targets()))
@@ -84,8 +86,8 @@ def convert_command(
         if report_folder is not None:
             raise refuse("--plan has nothing to report", "leave out --plan or --report")
         job, cost = pipeline.plan(model, target, **wanted)
-        lacking = pipeline.shortages(job, asked, threads)
-        result = facts.of_plan(job, cost, [*pipeline.obstacles(job, force=force), *lacking])
+        lacking = shortages(job, asked, threads)
+        result = facts.of_plan(job, cost, [*obstacles(job, force=force), *lacking])
         deliver(result, report, *render.plan_tables(result))
         return REFUSED if lacking else OK
     can_report(report_folder, force=force)
@@ -231,6 +233,9 @@ def methods_command(report: str | None) -> None:
 
     result = facts.of_methods(NAMED, algorithms())
     deliver(result, report, *render.method_tables(result))
+
+
+cli.add_command(runtimes_group)
 
 
 def recognised(path: Path) -> Target | None:

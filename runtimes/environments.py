@@ -198,7 +198,7 @@ def build(recipe: Recipe, place: Environment, tell: Callable[[str], None]) -> No
     place.folder.parent.mkdir(parents=True, exist_ok=True)
     ours = {name: value for name, value in os.environ.items() if name not in PRIVATE}
     ours.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
-    with place.log.open("w", encoding="utf-8") as log:
+    with place.log.open("w", encoding="utf-8", buffering=1) as log:
         for command in commands(recipe, place):
             tell(str(command))
             log.write(f"$ {command}\n")
@@ -238,7 +238,6 @@ def _run(
         except BaseException:
             process.kill()
             raise
-    log.flush()
     if process.returncode:
         said = "\n    ".join(line for line in tail if line.strip())
         raise MissingRuntime(

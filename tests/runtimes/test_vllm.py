@@ -268,8 +268,8 @@ ask = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=-1, logprobs=-
 (done,) = engine._llm.generate([{"prompt_token_ids": tokens}], ask, use_tqdm=False)
 rows = [*done.prompt_logprobs[1:], done.outputs[0].logprobs[0]]
 theirs = np.array([[row[token].logprob for token in range(512)] for row in rows])
-ours = ours - np.log(np.exp(ours - ours.max(1, keepdims=True)).sum(1, keepdims=True))
-print(float(np.abs(ours - ours.max(1, keepdims=True) - theirs + theirs.max(1, keepdims=True)).max()))
+ours, theirs = (rows - rows.max(1, keepdims=True) for rows in (ours, theirs))
+print(float(np.abs(ours - theirs).max()))
 """
 
 
