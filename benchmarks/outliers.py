@@ -84,7 +84,7 @@ def judged(
     done = convert(source.folder, to="vllm", type=kind, out=out, asked=asked)
     facts: Source = source if done.calibrated is None else open_bundle(work)
     reader = target_named("vllm").reader(out)
-    rounding = Rounding("float32", getattr(reader, "input_rounding", {}))
+    rounding = Rounding(float_type="float32", inputs=getattr(reader, "input_rounding", {}))
     weights: Mapping[str, NDArray[np.float32]] = reader.weights(facts)
     return judge(weights, facts, rounding)
 
