@@ -18,7 +18,8 @@ class Asked:
 
     method: str | None = None
     """Named methods or algorithms joined by "+": "best", "awq+gptq". None: `best` when the type has
-    8 bits or less and the model is not huge, else `rtn`."""
+    8 bits or less and the model is not huge (`smoothquant+best` where activations are rounded to
+    INT8), else `rtn`."""
 
     calib: str = "default"
     """"default": the mix of text that ships with the package; "self": text that the model itself

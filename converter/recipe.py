@@ -74,14 +74,20 @@ PRESETS: Mapping[str, Recipe] = {
 HUGE = 4_000_000_000
 """Weights from which on a calibrated method is not the default: it would take hours on a CPU."""
 MOST_BITS = 8.5  # with scales; what is stored more finely gains nothing
+EVEN = ("int8",)
+"""Kinds of rounded activations with steps of one size, which the largest of a token sets for all;
+the steps of floats grow with the value, and outliers cost the others nothing."""
 
 
 def usual(plan: Plan) -> Recipe:
-    """The method when the user names none: `best` for a plan of 8 bits or less, unless the model is
-    huge; else `rtn`."""
+    """The method when the user names none: `best` for a plan of 8 bits or less, behind
+    `smoothquant` where outliers of activations do harm, unless the model is huge; else `rtn`."""
     bits = [one.grid.bits_per_weight for one in plan.tensors if one.grid is not None]
     few = bool(bits) and min(bits) <= MOST_BITS
-    return PRESETS["best" if few and plan.weights <= HUGE else "rtn"]
+    if not few or plan.weights > HUGE:
+        return PRESETS["rtn"]
+    rounded = {one.input_rounding.kind for one in plan.tensors if one.input_rounding is not None}
+    return parse("smoothquant+best") if rounded & {*EVEN} else PRESETS["best"]
 
 
 def why_usual(plan: Plan) -> tuple[str, ...]:

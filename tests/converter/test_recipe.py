@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
 
 from qconvert.formats.gguf.grids import GRIDS
 from qconvert.formats.refusal import Refused
-from qconvert.formats.target import OutputTensor, Plan
+from qconvert.formats.target import InputRounding, OutputTensor, Plan
 from qconvert.methods import NAMED, algorithms
 from qconvert.recipe import (
     BLOCK_ROUNDS,
@@ -151,3 +152,22 @@ def test_the_usual_method(kind: str | None, weights: int, name: str) -> None:
     assert usual(plan(kind, weights)).name == name
     told = "\n".join(why_usual(plan(kind, weights)))
     assert ("--method best" in told) == (weights > HUGE)
+
+
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        (InputRounding("int8", 0), "smoothquant+best"),
+        (InputRounding("int8", -1), "smoothquant+best"),
+        (InputRounding("fp8", 0), "best"),
+        (InputRounding("fp4", 16), "best"),
+    ],
+)
+def test_the_usual_method_where_activations_are_rounded(how: InputRounding, name: str) -> None:
+    def with_inputs(weights: int) -> Plan:
+        made = plan("Q8_0", weights)
+        tensors = tuple(replace(one, input_rounding=how) for one in made.tensors)
+        return replace(made, tensors=tensors)
+
+    assert usual(with_inputs(1000)).name == name
+    assert usual(with_inputs(HUGE + 1000)).name == "rtn"
