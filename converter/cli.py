@@ -178,6 +178,7 @@ def bench_command(
     prompt: int,
     generate: int,
     repetitions: int,
+    batches: tuple[int, ...],
     runtime_name: str | None,
     runtime_path: Path | None,
     threads: int | None,
@@ -197,7 +198,7 @@ def bench_command(
     with runtime_faults(runtime):
         found = bench(
             out, reader=target.reader(out), runtime=runtime, prompt=prompt, generate=generate,
-            repetitions=repetitions, threads=threads,
+            repetitions=repetitions, threads=threads, batches=batches,
         )  # fmt: skip
     deliver(found, report, bench_view(found))
 

@@ -198,6 +198,14 @@ def check_options(command: Command) -> Command:
     return command
 
 
+def read_counts(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    """1,16,128"""
+    words = value.split(",")
+    if not all(word.strip().isdecimal() and int(word) > 0 for word in words):
+        raise click.BadParameter(f"{value!r} is not a list of numbers; write it as 1,16,128")
+    return tuple(int(word) for word in words)
+
+
 def bench_options(command: Command) -> Command:
     """What `qconvert bench` takes."""
     options = (
@@ -208,6 +216,8 @@ def bench_options(command: Command) -> Command:
                      metavar="N", help="Tokens generated one by one."),
         click.option("--repetitions", type=click.IntRange(min=1), default=5, show_default=True,
                      metavar="N", help="Timed runs after a warm-up; the median is reported."),
+        click.option("--batch", "batches", default="1", show_default=True, metavar="N,...",
+                     callback=read_counts, help="Sequences at once; several are timed in turn."),
         runtime_options,
     )  # fmt: skip
     for option in reversed(options):

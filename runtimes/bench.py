@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from qconvert.formats.refusal import MissingRuntime
@@ -25,12 +26,15 @@ def bench(
     generate: int = 64,
     repetitions: int = 5,
     threads: int | None = None,
+    batches: Sequence[int] = (1,),
 ) -> BenchReport:
     """Load `out` afresh and time it: a warm-up, then the median of `repetitions`.
 
-    Each starts from an empty context. Raises `MissingRuntime`, `Refused` and `RuntimeFailed` as the
-    runtime does.
+    Each starts from an empty context. `batches`: numbers of sequences at once, each timed by
+    itself. The runtime runs as users run it (`served`, where it checks otherwise). Raises
+    `MissingRuntime`, `Refused` and `RuntimeFailed` as the runtime does.
     """
+    runtime = getattr(runtime, "served", runtime)
     reason = runtime.unavailable()
     if reason is not None:
         raise MissingRuntime(runtime.name, reason, runtime.install)
@@ -39,18 +43,21 @@ def bench(
     started = time.perf_counter()
     with runtime.open(out, threads=cores, context=max(prompt, generate)) as session:
         load_seconds = time.perf_counter() - started
-        rates = session.throughput(prompt, generate, repetitions)
+        rates = [session.throughput(prompt, generate, repetitions, count) for count in batches]
         peak = session.peak_bytes()
         notes = tuple(getattr(session, "notes", ()))
     return BenchReport(
         file=file_facts(out, reader),
         runtime=RuntimeFacts(runtime.name, version, cores, notes),
-        throughput=rates,
+        throughput=rates[0],
+        batches=tuple(rates),
         load_seconds=load_seconds,
         peak_bytes=peak,
         processor=machine.processor(),
         busy_share=busy,
-        notes=(*notes, *doubts(rates, busy)),
+        notes=tuple(
+            dict.fromkeys([*notes, *(doubt for one in rates for doubt in doubts(one, busy))])
+        ),
     )
 
 

@@ -189,6 +189,7 @@ def _decoded(
     weighing = WeightCheck(source, reader)
     model = reference.from_weights(source, reader.weights(source), threads=threads, seen=weighing)
     found.tensors.extend(weighing.errors)
+    found.notes.extend([weighing.note] if weighing.note else [])
     rounding = rounding_of(runtime, session.session, reader)
     count = len(pieces.tokens)
     for number, tokens in enumerate(pieces.tokens):

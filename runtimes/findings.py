@@ -110,6 +110,7 @@ class BenchReport:
     processor: str
     busy_share: float  # of the cores, just before: above 0.2 the rates are doubtful
     notes: tuple[str, ...]
+    batches: tuple[Throughput, ...] = ()  # by sequences at once; `throughput` is the first
 
 
 def file_facts(path: Path, reader: Reader) -> FileFacts:

@@ -27,15 +27,18 @@ def bench_view(report: BenchReport) -> RenderableType:
     """Rates, memory and load time, and what they depend on."""
     rates = report.throughput
     table = _table("", "", "tokens/s", "slowest", "fastest", "tokens")
-    for name, rate, spread, tokens in (
-        ("prompt", rates.prompt_tokens_per_s, rates.prompt_spread, rates.prompt_tokens),
-        ("generation", rates.generate_tokens_per_s, rates.generate_spread, rates.generate_tokens),
-    ):
-        _add(table, name, f"{rate:,.1f}", f"{spread[0]:,.1f}", f"{spread[1]:,.1f}", tokens)
+    for one in report.batches or (rates,):
+        at_once = f", {one.sequences} at once" if one.sequences > 1 else ""
+        for name, rate, spread, tokens in (
+            ("prompt", one.prompt_tokens_per_s, one.prompt_spread, one.prompt_tokens),
+            ("generation", one.generate_tokens_per_s, one.generate_spread, one.generate_tokens),
+        ):
+            cells = (f"{rate:,.1f}", f"{spread[0]:,.1f}", f"{spread[1]:,.1f}", tokens)
+            _add(table, f"{name}{at_once}", *cells)
     about = [
         _file_line(report.file),
-        f"{report.runtime.version}, {_threads(rates.threads)}, batch {rates.batch} for the prompt"
-        f" and 1 for generation, median of {rates.repetitions} after a warm-up",
+        f"{report.runtime.version}, {_threads(rates.threads)}, steps of at most {rates.batch}"
+        f" tokens, median of {rates.repetitions} after a warm-up",
         f"loaded in {report.load_seconds:.2f} s, peak memory {_size(report.peak_bytes)},"
         f" {report.processor}",
         *(f"note: {note}" for note in report.notes),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,28 +36,142 @@ class TensorError:
         return self.worst_row <= self.limit  # False for NaN
 
 
+READ_BY: Mapping[str, tuple[str, ...]] = {
+    "attn_norm": ("attn_q", "attn_k", "attn_v", "attn_qkv"),
+    "ffn_norm": ("ffn_gate", "ffn_up", "ffn_gate_up"),
+    "final_norm": ("head",),
+}
+"""A norm -> the linears of its block that read what it gives."""
+
+NORM_OFFSETS = (0.0, 1.0)  # what a norm multiplies by: its weight, or that plus one (Gemma's)
+FOLDED = "norms and linears are scaled or rotated against each other (smoothing, rotation):"
+UP_TO_SCALE = (
+    f"{FOLDED} tensors are compared with the source up to a factor for each row and column"
+)
+NOT_COMPARED = f"{FOLDED} tensors cannot be compared with the source one by one; the logits decide"
+
+
+@dataclass(slots=True)
+class _Norm:
+    """A norm that is not the source's: what its readers would be multiplied with in return."""
+
+    at: int  # in `plain`
+    factors: Sequence[NDArray[np.float64]]  # by column; one for each way to store a norm
+    explained: bool = False
+
+
 class WeightCheck:
-    """Collects a `TensorError` for each tensor that it is shown."""
+    """Looks at each tensor that it is shown, norms before the linears that read them."""
 
     def __init__(self, source: Source, reader: Reader) -> None:
         self._source = source
         self._tensors: Mapping[str, SourceTensor] = {t.name: t for t in source.tensors}
         self._limit = matrix_limit(reader)
-        self.errors: list[TensorError] = []
+        self._plain: list[TensorError] = []
+        self._scaled: dict[int, TensorError] = {}  # of those that are not ok as they are
+        self._norms: dict[tuple[int | None, str], _Norm] = {}
+        self._matrices = 0
 
     def __call__(self, name: str, value: NDArray[np.float32]) -> None:
         """`value`: decoded, in the orientation in which the checkpoint stores it."""
         tensor = self._tensors[name]
         vector = len(tensor.shape) == 1
         rows = value.reshape(1, -1) if vector else value.T if tensor.transposed else value
-        difference, size = np.empty(len(rows)), np.empty(len(rows))
+        plain = _error(name, *self._compare(tensor, rows), VECTOR_LIMIT if vector else self._limit)
+        self._plain.append(plain)
+        if vector:
+            if tensor.role in READ_BY and tensor.part == "weight" and not plain.ok:
+                self._keep(tensor, rows[0])
+            return
+        self._matrices += 1
+        norms = [
+            norm
+            for (block, role), norm in self._norms.items()
+            if block == tensor.block and tensor.role in READ_BY[role]
+        ]
+        if plain.ok and not norms:
+            return
+        columns = self._columns(tensor, rows)
+        for norm in norms:
+            norm.explained |= any(_explains(factor, columns) for factor in norm.factors)
+        if not plain.ok and columns.any():
+            at = len(self._plain) - 1
+            compared = self._compare(tensor, rows, columns)
+            self._scaled[at] = _error(name, *compared, self._limit)
+
+    @property
+    def errors(self) -> list[TensorError]:
+        """Of every tensor; of none where the file is that of a rotated model."""
+        if self.note == NOT_COMPARED:
+            return []
+        if not self.note:
+            return list(self._plain)
+        found = [self._scaled.get(at, error) for at, error in enumerate(self._plain)]
+        explained = {norm.at for norm in self._norms.values() if norm.explained}
+        return [error for at, error in enumerate(found) if at not in explained]
+
+    @property
+    def note(self) -> str:
+        """What was done about a file whose norms are not the source's; empty: nothing had to be."""
+        if not self._norms:
+            return ""
+        far = sum(not error.ok for error in self._scaled.values())
+        if 2 * far > self._matrices and all(not norm.explained for norm in self._norms.values()):
+            return NOT_COMPARED
+        return UP_TO_SCALE if any(norm.explained for norm in self._norms.values()) else ""
+
+    def _keep(self, tensor: SourceTensor, value: NDArray[np.float32]) -> None:
+        there = self._source.rows(tensor, 0, 1).reshape(-1).astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            factors = [(there + offset) / (value + offset) for offset in NORM_OFFSETS]
+        finite = [factor for factor in factors if np.isfinite(factor).all()]
+        self._norms[tensor.block, tensor.role] = _Norm(len(self._plain) - 1, finite)
+
+    def _pieces(
+        self, tensor: SourceTensor, rows: NDArray[np.float32]
+    ) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.float32]]]:
+        """(which rows, as decoded, as in the source), ROWS at a time."""
         for start in range(0, len(rows), ROWS):
             stop = min(start + ROWS, len(rows))
             there = self._source.rows(tensor, start, stop).reshape(stop - start, -1)
-            difference[start:stop] = np.square(rows[start:stop] - there, dtype=np.float64).sum(1)
-            size[start:stop] = np.square(there, dtype=np.float64).sum(1)
-        limit = VECTOR_LIMIT if vector else self._limit
-        self.errors.append(_error(name, difference, size, limit))
+            yield slice(start, stop), rows[start:stop], there
+
+    def _compare(
+        self,
+        tensor: SourceTensor,
+        rows: NDArray[np.float32],
+        columns: NDArray[np.float64] | None = None,
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Per row: the squared difference, and the squared size of the source. With `columns`, the
+        source's columns are multiplied with them first, and its rows with what fits best."""
+        difference, size = np.empty(len(rows)), np.empty(len(rows))
+        for at, here, there in self._pieces(tensor, rows):
+            if columns is not None:
+                there = there * columns.astype(np.float32)
+            size[at] = np.square(there, dtype=np.float64).sum(1)
+            if columns is None:
+                difference[at] = np.square(here - there, dtype=np.float64).sum(1)
+            else:  # what no factor takes away; all of it where the row is zero
+                own = np.square(here, dtype=np.float64).sum(1)
+                cross = np.multiply(here, there, dtype=np.float64).sum(1)
+                difference[at] = size[at] - np.square(cross) / np.maximum(own, 1e-30)
+        return difference, size
+
+    def _columns(self, tensor: SourceTensor, rows: NDArray[np.float32]) -> NDArray[np.float64]:
+        """By column: the factor from the source that fits best, by least squares."""
+        cross, own = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
+        for _, here, there in self._pieces(tensor, rows):
+            cross += np.multiply(here, there, dtype=np.float64).sum(0)
+            own += np.square(there, dtype=np.float64).sum(0)
+        return np.asarray(cross / np.maximum(own, 1e-30))
+
+
+def _explains(factor: NDArray[np.float64], columns: NDArray[np.float64]) -> bool:
+    """Whether a linear's columns have grown by `factor` rather than not at all: a norm that was
+    changed alone is a fault."""
+    off = float(np.square(columns / factor - 1).mean())
+    still = float(np.square(columns - 1).mean())
+    return off < 0.25 * still
 
 
 def matrix_limit(reader: Reader) -> float:
@@ -73,7 +187,7 @@ def _error(
     """Rows that are nearly zero are measured against a hundredth of the usual row instead: a file's
     16-bit scales cannot follow them, and nothing is lost by it."""
     usual = size.mean()
-    rows = np.sqrt(difference / np.maximum(size, max(usual * 1e-4, 1e-30)))
+    rows = np.sqrt(np.maximum(difference, 0) / np.maximum(size, max(usual * 1e-4, 1e-30)))
     whole = math.sqrt(difference.sum() / max(size.sum(), 1e-30))
     row = int(np.argmax(rows))  # NaN counts as largest
     return TensorError(name, whole, float(rows[row]), row, limit)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from qconvert.formats.gguf.target import TARGET
+from qconvert.formats.refusal import Refused
 from qconvert.runtimes import machine
 from qconvert.runtimes.bench import bench, doubts
 from qconvert.runtimes.llamacpp import LlamaCpp
@@ -28,7 +29,14 @@ def test_a_bench_says_what_it_depends_on(runtime: LlamaCpp, tiny_gguf: Callable[
     assert found.runtime.threads == 1
     assert found.file.nbytes == out.stat().st_size
     assert 8 < found.file.bits_per_weight < 10
+    assert found.batches == (found.throughput,)
     json.dumps(asdict(found))
+
+
+def test_llamacpp_is_measured_alone(runtime: LlamaCpp, tiny_gguf: Callable[..., Path]) -> None:
+    out = tiny_gguf("Q8_0")
+    with pytest.raises(Refused, match="one sequence"):
+        bench(out, runtime, reader=TARGET.reader(out), prompt=8, generate=2, batches=(16,))
 
 
 @pytest.mark.parametrize(

@@ -89,3 +89,10 @@ def test_a_bench_shows_rates_and_their_terms() -> None:
     text = shown(bench_view(BENCH))
     for piece in ("662.0", "151.2", "512", "2 threads", "211.0 MB", "0.31 s", "another note"):
         assert piece in text
+
+
+def test_a_bench_shows_each_batch() -> None:
+    many = replace(BENCH.throughput, sequences=16, generate_tokens_per_s=1203.5)
+    text = shown(bench_view(replace(BENCH, batches=(BENCH.throughput, many))))
+    for piece in ("151.2", "generation, 16 at once", "1,203.5"):
+        assert piece in text

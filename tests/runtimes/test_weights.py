@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from qconvert.asked import Asked
 from qconvert.checkpoint import Checkpoint, open_checkpoint
 from qconvert.formats.gguf.target import TARGET
-from qconvert.runtimes.weights import TensorError, WeightCheck
+from qconvert.formats.target import target_named
+from qconvert.pipeline import convert
+from qconvert.runtimes.weights import NOT_COMPARED, UP_TO_SCALE, TensorError, WeightCheck
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 NORM = "model.layers.1.input_layernorm.weight"
@@ -84,3 +87,72 @@ def test_a_fault_in_one_tensor_is_found_there(
         source, tiny_gguf(type), lambda one, value: fault(value) if one == name else value
     )
     assert [error.name for error in found if not error.ok] == [name]
+
+
+@pytest.fixture(scope="module")
+def folded(
+    tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, str], tuple[Checkpoint, Path]]:
+    """`folded("llama", "smoothquant") -> (source, folder)`, each made once."""
+    place = tmp_path_factory.mktemp("folded")
+
+    def build(family: str, method: str) -> tuple[Checkpoint, Path]:
+        out, source = place / f"{family}-{method}", open_checkpoint(tiny_model(family))
+        if not out.exists():
+            asked = Asked(method=method, calib_rows=4, calib_length=64)
+            convert(source.folder, "vllm", type="w8a8", out=out, threads=1, asked=asked)
+        return source, out
+
+    return build
+
+
+def checking(
+    source: Checkpoint,
+    out: Path,
+    damage: Callable[[str, NDArray[np.float32]], NDArray[np.float32]] = lambda name, value: value,
+) -> WeightCheck:
+    reader = target_named("vllm").reader(out)
+    found = WeightCheck(source, reader)
+    for name, value in reader.weights(source).items():
+        found(name, damage(name, value))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "note"),
+    [
+        ("llama", "smoothquant", UP_TO_SCALE),
+        ("gemma3_text", "smoothquant", UP_TO_SCALE),
+        ("llama", "quarot", NOT_COMPARED),
+        ("llama", "rtn", ""),
+    ],
+)
+def test_folded_scales_are_no_fault(
+    folded: Callable[..., tuple[Checkpoint, Path]], family: str, method: str, note: str
+) -> None:
+    found = checking(*folded(family, method))
+    assert found.note == note
+    assert [error for error in found.errors if not error.ok] == []
+    assert (found.errors == []) == (note == NOT_COMPARED)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        (Q, swapped),
+        (Q, lambda value: np.roll(value, 1, axis=0)),
+        (Q, lambda value: np.zeros_like(value)),
+        (Q, poisoned),
+        ("model.layers.0.self_attn.o_proj.weight", swapped),
+        ("model.layers.0.mlp.down_proj.weight", lambda value: np.roll(value, 1, axis=1)),
+        (NORM, np.ones_like),
+    ],
+)
+def test_a_fault_beside_folded_scales_is_found(
+    folded: Callable[..., tuple[Checkpoint, Path]],
+    name: str,
+    fault: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+) -> None:
+    source, out = folded("llama", "smoothquant")
+    found = checking(source, out, lambda one, value: fault(value) if one == name else value)
+    assert [error.name for error in found.errors if not error.ok] == [name]
