@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from qconvert.formats.refusal import MissingRuntime, refuse
 from qconvert.runtimes.protocol import Array, Message, receive, send
 
 TAIL_LINES = 12
+STACK = re.compile(r"frame #\d+:|<omitting python frames>")
+"""Lines by which libraries of torch name their own functions after an error."""
 WATCH_SECONDS = 0.2
 
 
@@ -158,7 +161,8 @@ class Worker:
         if not self._stderr.exists():
             return ""
         lines = self._stderr.read_text("utf-8", errors="replace").splitlines()
-        return "\n".join([line.strip() for line in lines if line.strip()][-TAIL_LINES:])
+        said = [line.strip() for line in lines if line.strip()]
+        return "\n".join([line for line in said if not STACK.match(line)][-TAIL_LINES:])
 
     def _kill(self) -> None:
         """End the worker and all that it has started, also where it has gone before them."""

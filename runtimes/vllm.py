@@ -9,7 +9,7 @@ vLLM does not run an architecture in float16. Timing leaves the type to vLLM, as
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -111,17 +111,35 @@ class Vllm:
         return Worker(self._launch(threads))
 
     def open(self, path: Path, *, threads: int, context: int) -> Session:
-        """Load a folder; `Refused` when vLLM does not take it, with vLLM's own reason."""
+        """Load a folder; `Refused` when vLLM does not take it, with vLLM's own reason.
+
+        Where the kernels that vLLM chooses crash, as those for int8 do in float16 on processors
+        with AMX, it is run by others; `notes` of the session says so.
+        """
         if not (path / "config.json").is_file():
             raise refuse(f"no model folder: {path}")
         reason = self.unavailable()
         if reason is not None:
             raise MissingRuntime(self.name, reason, self.install)
+        try:
+            return self._open(path, threads, context)
+        except RuntimeFailed as failed:
+            if not failed.crashed or self.plain:
+                raise
+            first = failed
+        words = first.tail.partition("what():")[2].partition("\n")[0].strip()
+        note = f"vLLM {first.problem}{': ' if words else ''}{words}; run without its AMX kernels"
+        return replace(self, plain=True)._open(path, threads, context, notes=(note,))
+
+    def _open(
+        self, path: Path, threads: int, context: int, notes: Sequence[str] = ()
+    ) -> WorkerSession:
         return WorkerSession(
             self._launch(threads),
             path,
             threads=threads,
             context=context,
+            notes=notes,
             worker=self.running,
             dtypes=self.dtypes,
             plain=self.plain,

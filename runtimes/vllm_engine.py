@@ -67,6 +67,7 @@ class Engine:
         with _reported("refused"):
             self._llm, dtype = _load(path, context, dtypes, eager)
             self._llm.apply_model(self._record)
+            self._run([np.zeros(2, np.int32)], 1)  # a kernel that crashes does so here
         config = self._llm.llm_engine.model_config
         notes = [f"vLLM: {line}" for line in lines]
         if without:

@@ -24,6 +24,8 @@ def echo(*arrays, **arguments):
 
 def crash():
     print("GGML_ASSERT(x > 0) failed", file=sys.stderr, flush=True)
+    for number in range(20):
+        print(f"frame #{number}: <unknown function> + 0x4dd986", file=sys.stderr, flush=True)
     os.abort()
 
 def leave():
@@ -33,10 +35,15 @@ def sleep(seconds):
     time.sleep(seconds)
     return Answer()
 
+def start():
+    import subprocess
+    return Answer(subprocess.Popen(["sleep", "100"]).pid)
+
 def error(kind):
     raise WorkerError(kind, "it cannot", "do this")
 
-Service({"echo": echo, "crash": crash, "leave": leave, "sleep": sleep, "error": error}).run()
+Service({"echo": echo, "crash": crash, "leave": leave, "sleep": sleep, "start": start,
+         "error": error}).run()
 """
 
 

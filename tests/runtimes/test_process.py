@@ -47,6 +47,7 @@ def test_a_crash_is_one_error_with_the_last_words(launch: Launch) -> None:
     assert raised.value.crashed
     assert "strange crashed (SIGABRT) (during 'crash')" in str(raised.value)
     assert "GGML_ASSERT(x > 0) failed" in str(raised.value)
+    assert "frame #" not in str(raised.value)
     assert gone(worker.pid)
     with pytest.raises(RuntimeFailed):
         worker.call("echo")
@@ -83,6 +84,19 @@ def test_close_ends_a_worker_and_its_folder(launch: Launch) -> None:
     worker.close()
     assert gone(worker.pid)
     assert folder is None or not folder.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="process groups")
+@pytest.mark.parametrize("end", ["close", "crash", "sleep"])
+def test_what_a_worker_has_started_ends_with_it(launch: Launch, end: str) -> None:
+    worker = Worker(launch)
+    started = worker.call("start").head["result"]
+    if end == "close":
+        worker.close()
+    else:
+        with pytest.raises(RuntimeFailed):
+            worker.call(end, timeout=1.0, **({"seconds": 60} if end == "sleep" else {}))
+    assert gone(started)
 
 
 def test_ctrl_c_ends_the_worker(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
