@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qconvert import importance, pipeline
+from qconvert import importance, job, pipeline
 from qconvert.asked import Asked
 from qconvert.checkpoint import Checkpoint, open_checkpoint
 from qconvert.engine import bundle as bundles
@@ -22,6 +22,7 @@ from qconvert.formats.gguf.grids import GRIDS
 from qconvert.formats.known_grids import grid_named
 from qconvert.formats.refusal import Refused
 from qconvert.formats.source import SourceTensor
+from qconvert.formats.target import target_named
 
 Tiny = Callable[..., Path]
 
@@ -127,7 +128,7 @@ def test_codes_can_be_written_as_the_values_they_stand_for(
     done = pipeline.convert(work, type="F32", out=tmp_path / "x.gguf")
     assert "16 tensors: the values of the codes, written as floats" in done.plan.notes
     small = pipeline.convert(work, out=tmp_path / "y.gguf")
-    target = pipeline.target_named("gguf")
+    target = target_named("gguf")
     wide, codes = target.reader(done.files[0]), target.reader(small.files[0])
     for name in codes.tensors:
         np.testing.assert_array_equal(wide.decode(name), codes.decode(name))
@@ -218,7 +219,7 @@ def test_the_facts_are_those_of_the_model_as_it_was_quantized(
     free: Any, tiny_model: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model("llama", dtype="bfloat16", tie_word_embeddings=True)
-    monkeypatch.setattr(pipeline, "open_checkpoint", lambda path: Untied(open_checkpoint(path)))
+    monkeypatch.setattr(job, "open_checkpoint", lambda path: Untied(open_checkpoint(path)))
     direct = pipeline.convert(
         model, type="Q8_0", out=tmp_path / "direct.gguf", asked=Asked(method="rtn")
     )
