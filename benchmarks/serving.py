@@ -1,7 +1,7 @@
 """Every form that vLLM can compute with here: written, then checked in the real vLLM.
 
     python benchmarks/serving.py models/smollm2-135m-wide --calib wikitext-2/valid.txt \
-        --text wikitext-2/test.txt [--forms w4a16-g128/gptq,fp8] [--method best]
+        --text wikitext-2/test.txt [--forms w4a16-g128/gptq,fp8/modelopt]
 
 Runs `qconvert MODEL --to vllm --type TYPE --container CONTAINER` and `qconvert check` as a user
 would, and prints one JSON line each: from the source to the file as decoded, from there to vLLM,
@@ -30,6 +30,7 @@ FORMS = (
     "w8a8-static/compressed-tensors",
     "fp8/compressed-tensors",
     "fp8/modelopt",
+    "w4a16-g128/compressed-tensors/fp8",
 )
 """Type / container; a third part names the KV cache's type."""
 
@@ -50,15 +51,16 @@ def lines(options: argparse.Namespace, folder: Path) -> Iterator[Line]:
     works: dict[str, Path] = {}
     for form in options.forms:
         kind, container, *kv = form.split("/")
-        key, out = "/".join((kind, *kv)), folder / form.replace("/", "-")
+        out = folder / form.replace("/", "-")
         method: list[object] = []
-        origin = works.get(key, options.model)
-        if key not in works:
-            works[key] = folder / f"{key.replace('/', '-')}.work"
+        origin = works.get(kind, options.model)
+        if kind not in works:
+            works[kind] = folder / f"{kind}.work"
             method = [
-                "--method", options.method, "--calib", options.calib,
+                *([] if options.method is None else ["--method", options.method]),
+                "--calib", options.calib,
                 "--calib-rows", options.calib_rows, "--calib-length", options.calib_length,
-                "--work", works[key], "--keep-work",
+                "--work", works[kind], "--keep-work",
             ]  # fmt: skip
         cache = ["--kv", kv[0]] if kv else []
         made = qconvert(
@@ -70,7 +72,8 @@ def lines(options: argparse.Namespace, folder: Path) -> Iterator[Line]:
             "check", out, "--against", options.model, "--windows", options.windows,
             "--length", options.length, "--threads", options.threads, *text, fails=True,
         )  # fmt: skip
-        yield {"form": form, "method": options.method, **summary(made, found)}
+        steps = (made["calibrated"] or {}).get("steps")  # None: from the kept work folder
+        yield {"form": form, "steps": steps, **summary(made, found)}
 
 
 def summary(made: Line, found: Line) -> Line:
@@ -110,7 +113,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="to judge on; default: that of qconvert check")
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--method", default="best")
+    parser.add_argument("--method", help="default: that of qconvert for the type")
     parser.add_argument("--forms", default=",".join(FORMS), type=lambda text: text.split(","))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--keep", type=Path, help="a folder to leave everything in")
