@@ -5,7 +5,9 @@ Imports torch: only `pipeline`, and only when a recipe looks at data.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,10 +54,16 @@ def device_of(asked: Asked) -> torch.device:
     return torch.device(asked.device)
 
 
-def _shared(plan: Plan) -> dict[str, dict[str, list[str]]]:
-    """For the fingerprint: which tensors have a scale in common. Nothing where none have."""
-    found = {one.name: list(one.shares) for one in plan.tensors if one.shares}
-    return {"shares": found} if found else {}
+def _besides(plan: Plan) -> dict[str, Any]:
+    """For the fingerprint, where a plan has it: which tensors have a scale in common, and how
+    activations are rounded."""
+    found = {
+        "shares": {one.name: list(one.shares) for one in plan.tensors if one.shares},
+        "inputs": {
+            one.name: asdict(one.input_rounding) for one in plan.tensors if one.input_rounding
+        },
+    }
+    return {name: told for name, told in found.items() if told}
 
 
 def tokens_of(checkpoint: Checkpoint, asked: Asked) -> Calibration:
@@ -94,7 +102,7 @@ def calibrate(
         seed=asked.seed,
         device=asked.device,
         compute=str(compute).removeprefix("torch."),
-        **_shared(plan),
+        **_besides(plan),
     )
     with open_or_create(folder, source, plan, found, text.tokens, resume=asked.resume) as work:
         engine = Engine(source, plan, recipe, setting, device, compute, text.tokens, work, told)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from qconvert.engine.block import Block
+from qconvert.engine.rounding import Inputs, rounding
 from qconvert.engine.skeleton import Call, block_paths
 from qconvert.engine.stream import Stream
 
@@ -83,16 +84,24 @@ class Outputs:
 
 @contextmanager
 def block_error(
-    stream: Stream, block: Block, roles: Sequence[str], rows: torch.Tensor, wanted: torch.Tensor
+    stream: Stream,
+    block: Block,
+    roles: Sequence[str],
+    rows: torch.Tensor,
+    wanted: torch.Tensor,
+    inputs: Inputs | None = None,
 ) -> Iterator[Outputs]:
-    """Of `block`, for other weights of the linears `roles`, which are changed in a copy. `wanted`
-    is filled here: what `block` as it is makes of `rows`."""
+    """Of `block`, for other weights of the linears `roles`, which are changed in a copy, and whose
+    inputs are rounded. `wanted` is filled here: what `block` as it is makes of `rows`."""
     stream.forward(block, rows, wanted)
     bones, paths = stream.skeleton, block_paths(stream.skeleton.source, block.index)
     free = {(role, "weight"): torch.empty_like(block.weight(role)) for role in roles}
     call = stream.calls[block.index]
     call = Call(_plain(call.args), _plain(call.kwargs))
-    with bones.loaded(block.changed(free)) as module:
+    with (
+        bones.loaded(block.changed(free)) as module,
+        rounding(module, bones.source, block, inputs or {}),
+    ):
         places = {}
         for role in roles:
             path, transposed = paths[role, "weight"]

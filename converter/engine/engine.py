@@ -27,7 +27,9 @@ from qconvert.engine.observe import Sight, held_rows, input_records, observe
 from qconvert.engine.outer import write_outer
 from qconvert.engine.parts import Stored
 from qconvert.engine.pieces import after, pieces
+from qconvert.engine.planned import grids_of, roundings_of, shares_of, weight_of
 from qconvert.engine.record import BlockRecord
+from qconvert.engine.rounding import Inputs, inputs_of
 from qconvert.engine.rows import kept_rows, mapped_rows, scratch, written
 from qconvert.engine.skeleton import read_block, skeleton
 from qconvert.engine.solve import Solved, solve
@@ -35,7 +37,7 @@ from qconvert.engine.stream import Stream, Workers, workers
 from qconvert.engine.together import together
 from qconvert.engine.work import Work
 from qconvert.formats.grid import Grid
-from qconvert.formats.source import Source, SourceTensor
+from qconvert.formats.source import Source
 from qconvert.formats.target import Plan
 from qconvert.importance import importance
 from qconvert.progress import BlockProgress
@@ -93,7 +95,8 @@ class Engine:
                 done += 1
             else:
                 self.told(f"block {index}: passing on", done, self.blocks, None)
-                rows = self._pass_on(stream, self._finished(block), rows)
+                inputs = self._inputs(index, self.work.record(index).covered)
+                rows = self._pass_on(stream, self._finished(block), rows, inputs)
             give_back()
         self.work.retire_rows(self.blocks)
 
@@ -108,14 +111,19 @@ class Engine:
         return 0, hidden
 
     def _pass_on(
-        self, stream: Stream, block: Block, rows: torch.Tensor, finish: Finish | None = None
+        self,
+        stream: Stream,
+        block: Block,
+        rows: torch.Tensor,
+        inputs: Inputs,
+        finish: Finish | None = None,
     ) -> torch.Tensor:
         """The rows that enter the next block, kept in a file; those before them are dropped.
         `finish` is called before they are: without them, the block need not be made again."""
         path = self.work.rows(block.index + 1, "quant")
         shape = (rows.shape[0], rows.shape[1], rows.shape[2])
         with written(path, shape, self.work.journal.digest) as out:
-            largest = stream.forward(block, rows, out)
+            largest = stream.forward(block, rows, out, inputs)
             if finish is not None:
                 finish(largest)
         self.work.retire_rows(block.index + 1)
@@ -128,6 +136,7 @@ class Engine:
         begin = time.perf_counter()
         index = block.index
         quantized, stored, record = self._quantize(block, rows, stream, done)
+        inputs = self._inputs(index, record.covered)
         del block
         self.told(f"block {index}: passing on", done, self.blocks, None)
 
@@ -138,8 +147,8 @@ class Engine:
             self.told(f"block {index}: done", done + 1, self.blocks, whole)
 
         if not last:
-            return self._pass_on(stream, quantized, rows, finish)
-        finish(stream.forward(quantized, rows, None))
+            return self._pass_on(stream, quantized, rows, inputs, finish)
+        finish(stream.forward(quantized, rows, None, inputs))
         return rows
 
     def _finished(self, block: Block) -> Block:
@@ -162,18 +171,21 @@ class Engine:
     ) -> tuple[Block, Stored, BlockRecord]:
         """Optimise one block: as the file stands for it, as it is stored, and what there is to tell
         of it so far."""
-        grids = self._grids(block.index)
+        grids = grids_of(self.plan, block.index)
         self.told(f"block {block.index}: calibrating", done, self.blocks, None)
         mixed = self.recipe.mixed
         sight = observe(stream, block, rows, held_rows(len(rows)), mixed=mixed)
         records = input_records(sight.inputs, channels=block.index == 0)
         block, sight = self._transformed(block, sight, grids)
-        grids = bound(block, grids, self._shares(block.index))
+        grids = bound(block, grids, shares_of(self.plan, self.source, block.index))
+        covered = _largest(sight) if roundings_of(self.plan, block.index) else {}
         self.told(f"block {block.index}: optimising", done, self.blocks, None)
         solved = list(self._solved(block, sight, grids))
-        solved = self._together(block, sight, rows, stream, solved, grids)
+        inputs = self._inputs(block.index, covered)
+        solved = self._together(block, sight, rows, stream, solved, grids, inputs)
         finished = block.changed({(one.role, "weight"): one.values for one in solved})
-        record = BlockRecord(block.index, tuple(one.record for one in solved), records, 0.0, 0)
+        told = tuple(one.record for one in solved)
+        record = BlockRecord(block.index, told, records, 0.0, 0, covered=covered)
         return finished, self._stored(finished, solved), record
 
     def _transformed(
@@ -190,7 +202,7 @@ class Engine:
     def _solved(self, block: Block, sight: Sight, grids: Mapping[str, Grid]) -> Iterator[Solved]:
         for role in block.linears:
             if role in grids:
-                tensor, w = self._tensor(block.index, role), block.weight(role)
+                tensor, w = weight_of(self.source, block.index, role), block.weight(role)
                 cut = pieces(self.source, block, role, sight, grids[role].together)
                 known = None if self.recipe.calibrated else importance(self.source, tensor)
                 task = (tensor.name, role, w, cut, grids[role], self.recipe, self.setting, known)
@@ -204,6 +216,7 @@ class Engine:
         stream: Stream,
         solved: list[Solved],
         grids: Mapping[str, Grid],
+        inputs: Inputs,
     ) -> list[Solved]:
         """The rounds of the recipe that look at the whole block."""
         if not self.recipe.block_rounds or not solved:
@@ -217,7 +230,7 @@ class Engine:
             for name in self.recipe.block_rounds:
                 self.told(f"block {block.index}: {name}", 0, self.blocks, None)
                 solved = together(
-                    name, block, grids, cut, solved, stream, rows, wanted, self.setting
+                    name, block, grids, cut, solved, stream, rows, wanted, self.setting, inputs
                 )
         return solved
 
@@ -230,26 +243,13 @@ class Engine:
         }
         return Stored(quantized, floats)
 
-    def _grids(self, index: int) -> dict[str, Grid]:
-        """By role, of the linears of a block that do not stay float."""
-        return {
-            one.source.role: one.grid
-            for one in self.plan.tensors
-            if one.source is not None and one.source.block == index and one.grid is not None
-        }
+    def _inputs(self, index: int, covered: Mapping[str, float]) -> Inputs:
+        return inputs_of(roundings_of(self.plan, index), covered)
 
-    def _shares(self, index: int) -> dict[str, tuple[str, ...]]:
-        """By role: the roles whose grids have one scale with this one's."""
-        roles = {tensor.name: tensor.role for tensor in self.source.tensors}
-        return {
-            one.source.role: tuple(roles[name] for name in one.shares)
-            for one in self.plan.tensors
-            if one.source is not None and one.source.block == index and one.grid is not None
-        }
 
-    def _tensor(self, index: int, role: str) -> SourceTensor:
-        return next(
-            tensor
-            for tensor in self.source.tensors
-            if (tensor.block, tensor.role, tensor.part) == (index, role, "weight")
-        )
+def _largest(sight: Sight) -> dict[str, float]:
+    """Of each input, on all rows."""
+    return {
+        name: max(float(side.largest.max()) for side in (seen.fit, seen.held))
+        for name, seen in sight.inputs.items()
+    }

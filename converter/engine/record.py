@@ -44,3 +44,6 @@ class BlockRecord:
     """Largest magnitudes over all rows of the block as it was stored: of its inputs, by the names
     of engine.block.READS, of "key" (after RoPE) and of "value", as they enter a cache. Empty where
     an older qconvert made the block."""
+    covered: Mapping[str, float] = field(default_factory=dict)
+    """Largest magnitudes of the inputs that fixed scales were taken to cover, where activations
+    were rounded as rows were passed on: of the block in float, before `largest` could be seen."""

@@ -19,6 +19,7 @@ import torch
 
 from qconvert.engine import attention
 from qconvert.engine.block import Block
+from qconvert.engine.rounding import Inputs, rounding
 from qconvert.engine.skeleton import Call, Skeleton
 
 WAVE_BYTES = 1 << 26
@@ -115,13 +116,22 @@ class Stream:
     compute: torch.dtype = torch.float32  # of matrix products inside a block
 
     def forward(
-        self, block: Block, rows: torch.Tensor, out: torch.Tensor | None
+        self,
+        block: Block,
+        rows: torch.Tensor,
+        out: torch.Tensor | None,
+        inputs: Inputs | None = None,
     ) -> Mapping[str, float]:
         """Fill `out`, if there is one, with the hidden states [rows, length, hidden] behind
-        `block`. The largest magnitude, over all rows, of each input by its name in `READS`, and of
-        "key" (after RoPE) and "value" as they enter a cache."""
+        `block`, whose linears read what `inputs` makes of it. The largest magnitude, over all rows,
+        of each input by its name in `READS`, before that, and of "key" (after RoPE) and "value" as
+        they enter a cache."""
         loaded = self.skeleton.loaded(block, self.compute)
-        with loaded as module, self._largest(module, block) as local:
+        with (
+            loaded as module,
+            self._largest(module, block) as local,
+            rounding(module, self.skeleton.source, block, inputs or {}),
+        ):
 
             def work(index: int) -> dict[str, float]:
                 local.largest = found = dict[str, float]()

@@ -13,6 +13,7 @@ from qconvert.engine.block import Block
 from qconvert.engine.block_error import block_error
 from qconvert.engine.observe import held_rows
 from qconvert.engine.pieces import Piece
+from qconvert.engine.rounding import Inputs
 from qconvert.engine.solve import Solved, judged
 from qconvert.engine.stream import Stream
 from qconvert.formats.grid import Grid
@@ -28,12 +29,13 @@ def together(
     rows: torch.Tensor,  # [rows, length, hidden], that enter the block
     wanted: torch.Tensor,  # to be filled: what the block in float makes of them
     setting: Setting,
+    inputs: Inputs,
 ) -> list[Solved]:
     """`solved` with the codes that the block round `name` found; each is judged anew, by the error
     of its own output. That may have risen where it makes good the error of another linear."""
     start = {one.role: one.tensor for one in solved}
     held = held_rows(len(rows))
-    with block_error(stream, block, list(start), rows, wanted) as error:
+    with block_error(stream, block, list(start), rows, wanted, inputs) as error:
         task = BlockTask(
             f"block {block.index}",
             {role: block.weight(role) for role in start},
