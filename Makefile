@@ -28,7 +28,7 @@ LLAMA_OFF := LLAMA_BUILD_TOOLS LLAMA_BUILD_EXAMPLES LLAMA_BUILD_TESTS LLAMA_BUIL
 LLAMA_FLAGS := -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__
 LLAMA_CMAKE_ARGS := $(foreach option,$(LLAMA_OFF),-D$(option)=OFF) $(LLAMA_FLAGS) $(CMAKE_ARGS)
 
-.PHONY: help setup demo wide test check format format-check lint types bench accuracy clean distclean
+.PHONY: help setup demo demo-vllm wide test check format format-check lint types bench accuracy clean distclean
 
 help: ## show these lines
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -73,6 +73,9 @@ $(WIDE)/config.json: | $(DEMO)/config.json
 
 demo: setup $(DEMO)/config.json ## convert a real model, load it in llama.cpp, print one table
 	$(BIN)/python examples/demo.py $(DEMO)
+
+demo-vllm: setup $(DEMO)/config.json ## the demo with a folder for vLLM, checked and timed in vLLM
+	$(BIN)/python examples/demo.py $(DEMO) --to vllm
 
 wide: setup $(WIDE)/config.json ## also the 768-wide twin of the demo's model, for comparing types
 	$(BIN)/python examples/demo.py $(WIDE)
