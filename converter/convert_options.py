@@ -99,7 +99,8 @@ def method_options() -> Decorators:
     return (
         click.option("--method", metavar="NAME[+NAME...]",
                      help=f"How weights are chosen: {names}, or several joined by +. Default: best"
-                     " for 8 bits or less, unless the model is huge; else rtn."),
+                     " for 8 bits or less, unless the model is huge (smoothquant+best where"
+                     " activations become INT8); else rtn."),
         click.option("--effort", type=click.IntRange(min=0), default=DEFAULT.effort, metavar="N",
                      show_default=True,
                      help="0 is quick; 2 and more take longer for less error, where a method can"

@@ -146,6 +146,12 @@ def folder_problems(
             else Reason(f"{path} is a folder with files in it",
                         "replace it with --force, or name another with --out")
         )  # fmt: skip
+    elif replaces:
+        inner = [one.name for one in sorted(path.iterdir()) if one.is_dir()]
+        problems += [
+            Reason(f"{path} holds the folder {name}, which would be lost", "name another folder")
+            for name in inner[:1]
+        ]
     return [*problems, *place_problems(above, nbytes)]
 
 

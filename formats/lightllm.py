@@ -1,4 +1,4 @@
-"""LightLLM: AWQ of 4 bits and FP8 blocks, a YAML where a linear stays float, FP8 cache scales as JSON.
+"""LightLLM: AWQ of 4 bits, FP8 blocks, a YAML where a linear stays float, a JSON of cache scales.
 
 Source: LightLLM 87881ae, lightllm/common/quantization and kv_cache_mem_manager; nothing was run.
 """

@@ -6,9 +6,6 @@ anywhere else.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import pkgutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -18,6 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from qconvert.formats.discovery import offered
 from qconvert.formats.grid import Grid
 from qconvert.formats.refusal import refuse
 from qconvert.formats.source import Source, SourceTensor
@@ -224,19 +222,7 @@ class Reader(Protocol):
 
 def targets() -> dict[str, Target]:
     """Every target, by name."""
-    package = importlib.import_module("qconvert.formats")
-    found = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"qconvert.formats.{info.name}")
-        if info.ispkg:
-            name = f"{module.__name__}.target"
-            if importlib.util.find_spec(name) is None:
-                continue
-            module = importlib.import_module(name)
-        target = getattr(module, "TARGET", None)
-        if target is not None:
-            found[target.name] = target
-    return found
+    return offered("qconvert.formats", "TARGET", inside="target")
 
 
 def target_named(name: str) -> Target:

@@ -6,8 +6,6 @@ anywhere else.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,8 @@ from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qconvert.formats.discovery import offered
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +99,4 @@ class Runtime(Protocol):
 
 def runtimes() -> dict[str, Runtime]:
     """Every runtime, by name."""
-    package = importlib.import_module("qconvert.runtimes")
-    found = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"qconvert.runtimes.{info.name}")
-        runtime = getattr(module, "RUNTIME", None)
-        if runtime is not None:
-            found[runtime.name] = runtime
-    return found
+    return offered("qconvert.runtimes", "RUNTIME")

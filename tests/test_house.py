@@ -234,7 +234,8 @@ def test_library_code_does_not_print() -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["--version"], ["check", "--help"], ["convert", "--help"], ["runtimes", "--help"]]
+    "args",
+    [["--help"], ["--version"], ["check", "--help"], ["convert", "--help"], ["runtimes", "--help"]],
 )
 def test_start_up_imports_nothing_heavy(args: list[str]) -> None:
     code = (

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
 from qconvert.algorithms.slots import BlockRound, Fit, Round, Transform
+from qconvert.formats.discovery import offered
 
 
 def transforms() -> Mapping[str, Transform]:
@@ -28,15 +27,4 @@ def block_rounds() -> Mapping[str, BlockRound]:
 
 
 def _found(slot: str, attribute: str) -> dict[str, Any]:
-    """Name -> algorithm, of the modules in the package of `slot` that have `attribute`."""
-    package = importlib.import_module(f"qconvert.algorithms.{slot}")
-    found: dict[str, Any] = {}
-    for info in sorted(pkgutil.iter_modules(package.__path__), key=lambda info: info.name):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
-        algorithm = getattr(module, attribute, None)
-        if algorithm is None:
-            continue
-        if algorithm.name in found:
-            raise RuntimeError(f"two files of {slot} call their algorithm {algorithm.name!r}")
-        found[algorithm.name] = algorithm
-    return found
+    return offered(f"qconvert.algorithms.{slot}", attribute)

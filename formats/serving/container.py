@@ -6,9 +6,7 @@ is registered anywhere else.
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from qconvert.formats.discovery import offered
 from qconvert.formats.refusal import Reason
 from qconvert.formats.serving.scheme import Scheme
 from qconvert.formats.source import Dtype
@@ -162,11 +161,4 @@ class FolderPlan:
 
 def containers() -> dict[str, Container]:
     """Every container, by name."""
-    package = importlib.import_module("qconvert.formats.serving.containers")
-    found = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
-        container = getattr(module, "CONTAINER", None)
-        if container is not None:
-            found[container.name] = container
-    return found
+    return offered("qconvert.formats.serving.containers", "CONTAINER")
