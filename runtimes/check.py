@@ -191,6 +191,8 @@ def _decoded(
     found.tensors.extend(weighing.errors)
     found.notes.extend([weighing.note] if weighing.note else [])
     rounding = rounding_of(runtime, session.session, reader)
+    if rounding.cache and rounding.cache_cut:
+        found.notes.append(str(getattr(runtime, "cuts_cache", "")))
     count = len(pieces.tokens)
     for number, tokens in enumerate(pieces.tokens):
         progress("file and runtime", number, count)

@@ -37,12 +37,13 @@ class Rounding:
     by_shape: Mapping[tuple[int, ...], InputRounding] = field(default_factory=dict)
     """Shape [out, in] -> the rounding, where names do not tell."""
     cache: Mapping[int, CacheRounding] = field(default_factory=dict)  # by block
+    cache_cut: bool = False  # what the cache holds is cut towards zero, not rounded to nearest
 
 
 def rounding_of(runtime: Runtime, session: Session | None, reader: Reader) -> Rounding:
     """What `runtime` does with this file: as the file says (see `Reader`), and by the runtime's own
-    table of stored types (`activation_blocks`, `float_type`: optional attributes). A session knows
-    best in what type it computes."""
+    table of stored types (`activation_blocks`, `float_type`, `cuts_cache`: optional attributes). A
+    session knows best in what type it computes."""
     named = getattr(session, "dtype", None) or getattr(runtime, "float_type", None)
     return Rounding(
         named or FLOAT_TYPE,
@@ -50,6 +51,7 @@ def rounding_of(runtime: Runtime, session: Session | None, reader: Reader) -> Ro
         getattr(reader, "input_rounding", {}),
         activation_blocks(runtime, reader),
         getattr(reader, "cache_rounding", {}),
+        bool(getattr(runtime, "cuts_cache", "")),
     )
 
 
@@ -83,7 +85,7 @@ def rounded(reference: Reference, rounding: Rounding) -> Iterator[None]:
                 stack.callback(hook.remove)
         if rounding.cache:
             for source in _attention_sources(reference.model):
-                stack.enter_context(_rounded_cache(source, rounding.cache))
+                stack.enter_context(_rounded_cache(source, rounding))
         yield
 
 
@@ -154,6 +156,17 @@ def _to_e4m3(pieces: Any, fixed: float | None) -> Any:
     return inside.to(torch.float8_e4m3fn).float() * scale
 
 
+def _cut_to_e4m3(pieces: Any, fixed: float) -> Any:
+    """The neighbour in e4m3 that is not larger than the value."""
+    import torch
+
+    inside = (pieces / fixed).clamp(-E4M3_LARGEST, E4M3_LARGEST)
+    nearest = inside.to(torch.float8_e4m3fn)
+    beyond = nearest.float().abs() > inside.abs()
+    smaller = nearest.view(torch.uint8) - beyond.to(torch.uint8)  # bits order magnitudes
+    return smaller.view(torch.float8_e4m3fn).float() * fixed
+
+
 def _to_e2m1(pieces: Any, fixed: float | None) -> Any:
     """NVFP4: a scale per piece, itself in e4m3 times the fixed one of the tensor."""
     import torch
@@ -181,14 +194,15 @@ def _attention_sources(model: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _rounded_cache(source: Any, cache: Mapping[int, CacheRounding]) -> Iterator[None]:
+def _rounded_cache(source: Any, rounding: Rounding) -> Iterator[None]:
     """Within: the eager attention of `source` sees keys and values that went through the cache."""
-    plain = source.eager_attention_forward
+    plain, cache = source.eager_attention_forward, rounding.cache
+    keep = _cut_to_e4m3 if rounding.cache_cut else _to_e4m3
 
     def attention(module: Any, query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> Any:
         kept = cache.get(module.layer_idx)
         if kept is not None:
-            key, value = _to_e4m3(key, kept.key), _to_e4m3(value, kept.value)
+            key, value = keep(key, kept.key), keep(value, kept.value)
         return plain(module, query, key, value, *rest, **named)
 
     source.eager_attention_forward = attention

@@ -11,6 +11,7 @@ import torch
 
 from qconvert.checkpoint import Checkpoint
 from qconvert.formats.target import CacheRounding, InputRounding
+from qconvert.runtimes import noise
 from qconvert.runtimes.noise import Rounding, round_inputs, rounded, rounding_of
 from qconvert.runtimes.reference import Reference, from_folder
 
@@ -141,3 +142,14 @@ def test_a_session_knows_its_type_best() -> None:
     assert rounding_of(told, None, told) == Rounding("float16", True)
     told.dtype = "bfloat16"
     assert rounding_of(told, told, told) == Rounding("bfloat16", True)
+
+
+def test_a_cache_can_be_cut_towards_zero() -> None:
+    values = torch.randn(4096, generator=torch.Generator().manual_seed(2)) * 3
+    fixed = 0.03
+    levels = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float() * fixed
+    literal = levels[torch.searchsorted(levels, values.abs(), right=True) - 1] * values.sign()
+    found = noise._cut_to_e4m3(values, fixed)
+    torch.testing.assert_close(found, literal, rtol=1e-6, atol=0)
+    assert (found.abs() <= values.abs() * (1 + 1e-6)).all()
+    assert (noise._cut_to_e4m3(-values, fixed) == -found).all()
