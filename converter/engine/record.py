@@ -40,10 +40,10 @@ class BlockRecord:
     inputs: tuple[InputRecord, ...]
     seconds: float
     peak_bytes: int  # largest resident size of the process so far
-    largest: Mapping[str, float] = field(default_factory=dict)
+    largest: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Largest magnitudes over all rows of the block as it was stored: of its inputs, by the names
     of engine.block.READS, of "key" (after RoPE) and of "value", as they enter a cache. Empty where
     an older qconvert made the block."""
-    covered: Mapping[str, float] = field(default_factory=dict)
+    covered: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Largest magnitudes of the inputs that fixed scales were taken to cover, where activations
     were rounded as rows were passed on: of the block in float, before `largest` could be seen."""
