@@ -111,7 +111,7 @@ TRAPS = (
          "formats/serving/layouts/numbers.py",
          "if not np.array_equal(decode_floats(stored, dtype), wanted):", "if False:",
          (f"{SERVING}/test_layouts.py::test_a_scale_is_never_rounded",)),
-    Trap("AWQ's scale is chosen on a part of the rows",
+    Trap("statistics of one batch stand for all of them",
          "converter/engine/sums.py",
          "self.tokens += len(x)", "self.tokens = len(x)",
          ("tests/converter/engine/test_sums.py::test_moments_are_those_of_float64",)),

@@ -1,7 +1,7 @@
 """Which kernel of a serving program takes which scheme, in which shapes, on which hardware.
 
-The tables are data; `docs` and the refusals are made of them. Each row says what its source says:
-a run, or the program's code.
+The tables are data; refusals, and what is said of where a folder runs, are made of them. Above the
+rows stands what they rest on: a run, the program's code, or less.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ VLLM: tuple[Kernel, ...] = (
     Kernel("the CPU's int8 product", CPU, "int", 8, ("int8",), static=BOTH, groups=NO_GROUPS),
     Kernel("the CPU's FP8 product", CPU, "fp8", 8, ("fp8",), groups=NO_GROUPS,
            containers=("compressed-tensors", "modelopt")),
-    # on CUDA: read in vLLM 0.32, model_executor/kernels/linear and layers/quantization
+    # on CUDA: read in vLLM 0.32, model_executor/kernels/linear and layers/quantization; that INT8
+    # ends with Hopper is not said there (its compiled kernels decide), and is the careful answer
     Kernel("Marlin", since("turing"), "int", 4, symmetric=BOTH, groups=MARLIN_GROUPS),
     Kernel("Marlin", since("turing"), "int", 8, groups=MARLIN_GROUPS),
     Kernel("Machete", since("hopper", "hopper"), "int", 4, symmetric=BOTH,
@@ -134,7 +135,8 @@ LIGHTLLM: tuple[Kernel, ...] = (
 
 
 SGLANG: tuple[Kernel, ...] = (
-    # read in SGLang 000659a, python/sglang/srt/layers/quantization; nothing was run
+    # nothing was run. Read in SGLang 000659a, python/sglang/srt/layers/quantization: the loader of
+    # compressed-tensors. What the other containers run is from general knowledge of the program
     Kernel("Marlin", since("turing"), "int", 4, groups=MARLIN_GROUPS),
     Kernel("AWQ Marlin", since("turing"), "int", 4, symmetric=(False,), groups=(32, 64, 128),
            containers=("awq",)),
