@@ -33,6 +33,7 @@ from qconvert.options import (
     check_options,
     folder_or_file,
     json_option,
+    own_parameter,
 )
 from qconvert.progress import bar, bars
 from qconvert.runtime_commands import runtimes_group
@@ -72,6 +73,7 @@ def convert_command(
     **others: Any,
 ) -> int:
     from qconvert import facts, pipeline, render, render_layers
+    from qconvert.formats.option import target_options
     from qconvert.formats.target import Request, targets
     from qconvert.job import obstacles, shortages
 
@@ -79,7 +81,9 @@ def convert_command(
         known = ", ".join(sorted(targets()))
         raise refuse("the format to write is missing", f"add --to TARGET, one of: {known}")
     serving = {name: others.pop(name) for name in GROUPS["Serving"]}
-    request = Request(bits, type_, split_size, **serving)
+    own = {one.name: others.pop(own_parameter(one.name)) for one in target_options()}
+    set_own = tuple((name, value) for name, value in own.items() if value is not None)
+    request = Request(bits, type_, split_size, **serving, own=set_own)
     asked = Asked(**others)
     wanted: Any = {"request": request, "out": out, "threads": threads, "asked": asked}
     if plan_only:

@@ -8,11 +8,13 @@ from pathlib import Path
 import click
 
 from qconvert.asked import Asked
+from qconvert.formats.option import target_options
 from qconvert.methods import NAMED
 from qconvert.options import (
     Command,
     folder_or_file,
     json_option,
+    own_parameter,
     read_group,
     read_layers,
     read_size,
@@ -25,10 +27,11 @@ AT_LEAST_TWO = click.IntRange(min=2)  # rows: one to fit to, one to judge by
 
 
 def convert_options(command: Command) -> Command:
-    """All options of a conversion, and its argument. Names are those of the fields of `Asked`, and
-    of `Request` in `serving_options`."""
+    """All options of a conversion, and its argument. Names are those of the fields of `Asked`,
+    and of `Request` in `serving_options`."""
     options = (
-        folder_or_file("model"), *output_options(), *serving_options(), *method_options(),
+        folder_or_file("model"), *output_options(), *serving_options(), *own_options(),
+        *method_options(),
         *calibration_options(), *work_options(), *report_options(),
     )  # fmt: skip
     for option in reversed(options):
@@ -92,6 +95,23 @@ def serving_options() -> Decorators:
         click.option("--tp", type=click.IntRange(min=1), metavar="N",
                      help="Ranks of tensor parallelism: refuse what their shards cannot take."),
     )  # fmt: skip
+
+
+def own_options() -> Decorators:
+    """Those that belong to one target alone; see `qconvert.formats.option`."""
+    return [
+        click.option(
+            f"--{one.name}",
+            own_parameter(one.name),
+            help=one.help,
+            **(
+                {"type": click.Choice(one.choices)}
+                if one.choices
+                else {"is_flag": True, "flag_value": "yes", "default": None}
+            ),
+        )
+        for one in target_options()
+    ]
 
 
 def method_options() -> Decorators:

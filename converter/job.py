@@ -12,7 +12,8 @@ from qconvert.asked import Asked
 from qconvert.checkpoint import Checkpoint, open_checkpoint
 from qconvert.codes import Codes, Fitted, Kept
 from qconvert.engine.bundle import Bundle, open_bundle, recognises
-from qconvert.formats.refusal import Reason, collecting, raise_if_any
+from qconvert.formats.option import OWN, target_options
+from qconvert.formats.refusal import Reason, collecting, raise_if_any, refuse
 from qconvert.formats.source import Source
 from qconvert.formats.target import Plan, Request, Target, target_named, targets
 from qconvert.recipe import Recipe, parse, usual, why_usual
@@ -91,8 +92,13 @@ def prepare(
 
 def _untaken(target: Target, request: Request) -> Iterator[Reason]:
     """What is asked of a target that does not follow it, and the targets that do."""
+    for name, _ in request.own:
+        owners = [one.target for one in target_options() if one.name == name]
+        if target.name not in owners:
+            yield Reason(f"--to {target.name} takes no --{name}",
+                         f"leave it out, or take --to {' or '.join(owners)}")  # fmt: skip
     for one in fields(request):
-        if one.name in target.takes or getattr(request, one.name) in (None, ()):
+        if one.name == OWN or one.name in target.takes or getattr(request, one.name) in (None, ()):
             continue
         others = [name for name, other in targets().items() if one.name in other.takes]
         option = OPTIONS.get(one.name, f"--{one.name}")
@@ -123,6 +129,8 @@ def job_of_checkpoint(
     asked: Asked,
 ) -> Job:
     plan = target.plan(checkpoint, request)
+    if plan.rule and recipe is not None and recipe != usual(plan):
+        raise refuse(f"--method {recipe.name}: {plan.rule}", "leave out --method")
     recipe = (usual(plan) if recipe is None else recipe).at(asked.effort)
     source, notes = _with_transforms(checkpoint, recipe, asked)
     if source is not checkpoint:

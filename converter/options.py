@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from qconvert.formats.option import OWN, target_options
 from qconvert.formats.refusal import refuse
 from qconvert.resources import usable_cores
 
@@ -39,6 +40,23 @@ GROUPS = {
 """The sections that help texts show the options of a conversion in."""
 
 
+def all_groups() -> dict[str, tuple[str, ...]]:
+    """`GROUPS`, with a section for the options of each target that has some of its own."""
+    found: dict[str, tuple[str, ...]] = {}
+    for one in target_options():
+        title = f"For --to {one.target}"
+        found[title] = (*found.get(title, ()), own_parameter(one.name))
+    ordered = list(GROUPS)
+    after = ordered.index("Serving") + 1
+    before, rest = ordered[:after], ordered[after:]
+    return {**{one: GROUPS[one] for one in before}, **found, **{one: GROUPS[one] for one in rest}}
+
+
+def own_parameter(name: str) -> str:
+    """The parameter in which the value of a target's own option arrives."""
+    return f"{OWN}_{name.replace('-', '_')}"
+
+
 def write_groups(ctx: click.Context, formatter: click.HelpFormatter, suffix: str = "") -> None:
     """The options of the command of `ctx` by `GROUPS`; those that are in none come last."""
     records = {
@@ -46,7 +64,7 @@ def write_groups(ctx: click.Context, formatter: click.HelpFormatter, suffix: str
         for one in ctx.command.get_params(ctx)
         if isinstance(one, click.Option) and (record := one.get_help_record(ctx)) is not None
     }
-    for title, names in GROUPS.items():
+    for title, names in all_groups().items():
         with formatter.section(title + suffix):
             formatter.write_dl([records.pop(name) for name in names])
     if not suffix:

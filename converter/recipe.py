@@ -82,6 +82,8 @@ the steps of floats grow with the value, and outliers cost the others nothing.""
 def usual(plan: Plan) -> Recipe:
     """The method when the user names none: `best` for a plan of 8 bits or less, behind
     `smoothquant` where outliers of activations do harm, unless the model is huge; else `rtn`."""
+    if plan.rule:
+        return PRESETS["rtn"]
     bits = [one.grid.bits_per_weight for one in plan.tensors if one.grid is not None]
     few = bool(bits) and min(bits) <= MOST_BITS
     if not few or plan.weights > HUGE:
@@ -92,7 +94,7 @@ def usual(plan: Plan) -> Recipe:
 
 def why_usual(plan: Plan) -> tuple[str, ...]:
     """What a user should know who named no method and does not get the best one."""
-    if plan.weights <= HUGE or not any(one.grid is not None for one in plan.tensors):
+    if plan.rule or plan.weights <= HUGE or not any(one.grid is not None for one in plan.tensors):
         return ()
     return (
         f"more than {HUGE / 1e9:.0f} billion weights: not calibrated unless asked for, "

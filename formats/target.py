@@ -42,6 +42,11 @@ class Request:
     layers: tuple[tuple[str, str], ...] = ()  # (pattern of linears, scheme or "float"), first wins
     hardware: str | None = None  # what must run it: "cpu", "hopper"; None: any at all
     tp: int | None = None  # ranks of tensor parallelism that every shape must be cut for
+    own: tuple[tuple[str, str], ...] = ()  # the target's own options that are set: `formats.option`
+
+    def option(self, name: str) -> str | None:
+        """What the target's own option `name` is set to."""
+        return dict(self.own).get(name)
 
 
 Kind = Literal["input", "key", "value"]
@@ -101,6 +106,7 @@ class Plan:
     notes: tuple[str, ...] = ()  # one line each: fallbacks and the like
     overhead_bytes: int = 0  # headers, metadata, tokenizer
     details: Mapping[str, Any] = field(default_factory=dict)  # the target's own
+    rule: str = ""  # why weights are rounded by the grids' own rule alone, without a method; ""
 
     @property
     def nbytes(self) -> int:

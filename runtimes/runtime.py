@@ -1,7 +1,7 @@
 """Runtime and Session: one real program that loads an output and computes with it.
 
-A module of `qconvert.runtimes` that has an attribute `RUNTIME` is a runtime: nothing is registered
-anywhere else.
+A module of `qconvert.runtimes`, or the module `runtime` of a package in it, that has an attribute
+`RUNTIME` is a runtime: nothing is registered anywhere else.
 """
 
 from __future__ import annotations
@@ -71,9 +71,10 @@ class Session(Protocol):
 
 
 class Runtime(Protocol):
-    """Four more attributes are looked for: `recipes` (see `environments`; the first is of the
-    machine at hand), `activation_blocks` and `float_type` (see `noise`), and `served`: the runtime
-    as users run it, for timing, where checking asks for something else."""
+    """More attributes are looked for: `recipes` (see `environments`; the first is of the machine at
+    hand), `activation_blocks`, `float_type` and `plain_inputs` (see `noise`), `served`: the runtime
+    as users run it, for timing, where checking asks for something else; and `also_checked`: the
+    runtime in another way, whose logits `check` compares and judges as well, under its `label`."""
 
     @property
     def name(self) -> str: ...
@@ -99,4 +100,4 @@ class Runtime(Protocol):
 
 def runtimes() -> dict[str, Runtime]:
     """Every runtime, by name."""
-    return offered("qconvert.runtimes", "RUNTIME")
+    return offered("qconvert.runtimes", "RUNTIME", inside="runtime")

@@ -15,7 +15,7 @@ from qconvert.asked import Asked, Calibrated
 from qconvert.cli import cli, run
 from qconvert.formats.target import Plan
 from qconvert.methods import NAMED, SLOTS, algorithms
-from qconvert.options import GROUPS
+from qconvert.options import GROUPS, all_groups
 
 Calls = list[dict[str, Any]]
 
@@ -141,7 +141,9 @@ def test_a_plan_has_no_report(calls: Calls, capsys: pytest.CaptureFixture[str]) 
 def test_every_option_of_a_conversion_is_in_one_group() -> None:
     command = cli.commands["convert"]
     names = [one.name for one in command.params if isinstance(one, click.Option)]
-    assert sorted(name for group in GROUPS.values() for name in group) == sorted(map(str, names))
+    assert sorted(name for group in all_groups().values() for name in group) == sorted(
+        map(str, names)
+    )
 
 
 @pytest.mark.parametrize("words", [["--help"], ["convert", "--help"]])

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.formats.checkpoint_files import INDEX
+from qconvert.formats.destination import appearing, destination_problems
 from qconvert.formats.floats import encode_floats
 from qconvert.formats.refusal import raise_if_any
 from qconvert.formats.serving.container import Array, Entry
-from qconvert.formats.serving.folder.destination import appearing, destination_problems
 from qconvert.formats.serving.folder.gather import Gathered
 from qconvert.formats.serving.folder.shards import (
     Shard,
@@ -26,6 +26,8 @@ from qconvert.formats.serving.folder.shards import (
 )
 from qconvert.formats.target import OutputTensor, Plan
 from qconvert.formats.tensor import QuantizedTensor
+
+CONFIG = "config.json"
 
 STORED: Mapping[str, str] = {
     "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "|u1", "U8": "|u1", "I8": "|i1",
@@ -54,7 +56,7 @@ def open_folder(plan: Plan, path: Path) -> Iterator[FolderSink]:
     stays.
     """
     folder = folder_of(plan)
-    raise_if_any(destination_problems(path, folder.copies.values()))
+    raise_if_any(destination_problems(path, folder.copies.values(), CONFIG))
     with appearing(path) as part:
         for name, content in folder.files.items():
             (part / name).write_bytes(content)

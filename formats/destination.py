@@ -10,12 +10,10 @@ from pathlib import Path
 
 from qconvert.formats.refusal import Reason
 
-CONFIG = "config.json"
 
-
-def destination_problems(path: Path, sources: Iterable[Path]) -> list[Reason]:
-    """Why a folder cannot be written as `path`: what is there is not an older output, or is what
-    the files in `sources` are read from."""
+def destination_problems(path: Path, sources: Iterable[Path], sign: str) -> list[Reason]:
+    """Why a folder cannot be written as `path`: what is there is not an older output, which has a
+    file called `sign`, or is what the files in `sources` are read from."""
     path = _absolute(path)
     if not path.exists():
         return []
@@ -26,7 +24,7 @@ def destination_problems(path: Path, sources: Iterable[Path]) -> list[Reason]:
     if not path.is_dir():
         return [Reason(f"{path} is a file, and the output is a folder", "name another with --out")]
     found = list(path.iterdir())
-    if found and not (path / CONFIG).is_file():
+    if found and not (path / sign).is_file():
         return [
             Reason(f"{path} holds other things than a model: it would be replaced",
                    "name another folder with --out, or empty it")

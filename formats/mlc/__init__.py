@@ -1,0 +1,1 @@
+"""MLC: weight folders of MLC-LLM and its engines, in the group quantization of `mlc_llm`."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime, in an environment and a process of its own."""
