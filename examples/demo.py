@@ -105,7 +105,7 @@ def rows(
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("--to", default="gguf", help="a target with a runtime here: gguf, vllm")
+    parser.add_argument("--to", default="gguf", help="gguf, vllm, onnx, mlc")
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--calib-rows", type=int, default=ROWS, help="rows to calibrate on")
     parser.add_argument("--threads", type=int, help="default: the cores that are there")
