@@ -193,8 +193,9 @@ def _fitted(
             found = tensor.grid.quantize(rows, weight, threads=threads)
         else:
             from qconvert.algorithms.registry import fits
+            from qconvert.algorithms.whole import fitted
 
-            found = fits()[fit](tensor.grid, rows, weight, threads)
+            found = fitted(fits()[fit], tensor.grid, rows, weight, threads)
         return found.take_rows(slice(span[0] - first, span[1] - first))
     except ScaleOverflow as fault:
         raise refuse(

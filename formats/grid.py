@@ -43,7 +43,8 @@ class Grid(Protocol):
 
     @property
     def block(self) -> int:
-        """Columns that share parameters; a row's length must be a multiple of it."""
+        """Columns that share parameters; a row's length must be a multiple of it, but on integer
+        grids, where the last group may be shorter. Algorithms see whole ones (`formats.ragged`)."""
         ...
 
     @property

@@ -21,10 +21,11 @@ Body = Literal["cpu", "plain"]
 
 ROWS_AT_ONCE = 16  # the fast body works on this many rows together; threads split at multiples
 SUPER = 256
-SHORTENED = {"float16": 0, "bfloat16": 16, "float32": 8, "portable": -16}
+SHORTENED = {"float16": 0, "bfloat16": 16, "float32": 8, "portable": -16, "portable5": -19}
 """What a scale can be stored as -> low bits of its float32 that are rounded away; 0: float16. Below
 0: rounded to float16, then as many low bits away; -16 leaves what float16 and bfloat16 both hold
-exactly, eight significant bits within float16's range and its subnormals, 65280 at most.
+exactly, eight significant bits within float16's range and its subnormals, 65280 at most; -19 five
+significant bits, 63488 at most: bfloat16 also holds them times any whole number up to 8.
 
 Of float32, sixteen significant bits are used: then scale * code and scale * (code - zero) are exact
 for eight-bit codes, and come out the same in whatever order a runtime computes them."""

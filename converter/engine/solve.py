@@ -14,9 +14,11 @@ from qconvert.algorithms.panels import joined
 from qconvert.algorithms.registry import fits, rounds
 from qconvert.algorithms.rounds.nearest import ROUND as NEAREST
 from qconvert.algorithms.slots import Setting, Task
+from qconvert.algorithms.whole import filled_columns, filled_moments, fitted
 from qconvert.engine.pieces import Piece
 from qconvert.engine.record import LinearRecord
 from qconvert.formats.grid import Grid, ScaleOverflow
+from qconvert.formats.ragged import cut
 from qconvert.formats.refusal import refuse
 from qconvert.formats.tensor import QuantizedTensor
 from qconvert.recipe import Recipe
@@ -75,7 +77,7 @@ def _fitted(
     known: NDArray[np.float32] | None,
 ) -> list[_Part]:
     """The fit alone, as it is made without data, judged piece by piece."""
-    tensor = fits()[recipe.fit](grid, w.cpu().numpy(), known, setting.threads)
+    tensor = fitted(fits()[recipe.fit], grid, w.cpu().numpy(), known, setting.threads)
     off = w - torch.from_numpy(np.ascontiguousarray(grid.decode(tensor))).to(w.device)
     found = []
     for one in pieces:
@@ -118,7 +120,9 @@ def _solve(
 ) -> _Part:
     """A guarded recipe keeps a round only where the error falls on rows that were held out, so it
     is never worse there than the weighted fit alone."""
-    task = Task(name, w, piece.fit, piece.held, grid, setting)
+    cols, w = w.shape[1], filled_columns(w, grid)
+    second, held = (filled_moments(one, grid) for one in (piece.fit, piece.held))
+    task = Task(name, w, second, held, grid, setting)
     fit = fits()[recipe.fit]
     best = NEAREST(task, fit, None)
     plain = least = _error(best, task)
@@ -131,8 +135,8 @@ def _solve(
         if not recipe.guarded or error < least:
             best, least = found, error
             steps.append(step)
-    power = output_error(torch.zeros_like(w), task, piece.held) or 1.0
-    return _Part(best, plain / power, least / power, tuple(steps))
+    power = output_error(torch.zeros_like(w), task, held) or 1.0
+    return _Part(cut(best, cols), plain / power, least / power, tuple(steps))
 
 
 def _error(tensor: QuantizedTensor, task: Task) -> float:

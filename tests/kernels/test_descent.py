@@ -20,6 +20,7 @@ ALL = [
     IntegerGrid(4, 64, scale="bfloat16"),
     IntegerGrid(4, 64, scale="portable"),
     IntegerGrid(4, 32, symmetric=False, scale="portable"),
+    IntegerGrid(4, 32, scale="portable5"),
     FLOATS["fp8_channel"],
     FLOATS["mxfp4"],
 ]

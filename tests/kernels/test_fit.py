@@ -16,6 +16,7 @@ INTEGERS = [
         (2, 32, False, "float16"), (3, 64, True, "bfloat16"), (4, 128, True, "float32"),
         (4, 128, False, "bfloat16"), (4, 0, False, "float32"), (8, 0, True, "bfloat16"),
         (8, 32, False, "float16"), (4, 128, True, "portable"), (4, 32, False, "portable"),
+        (4, 32, True, "portable5"), (3, 40, True, "portable"), (4, 48, False, "float16"),
     ]
 ]  # fmt: skip
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from qconvert.algorithms.slots import BlockTask, Setting
 from qconvert.formats.grid import Grid
 from qconvert.formats.nearest import inverse
+from qconvert.formats.ragged import lacking
 from qconvert.formats.tensor import QuantizedTensor
 
 
@@ -90,6 +91,7 @@ class _Moving:
     scale: torch.Tensor  # [rows, groups]
     shift: torch.Tensor | None  # [rows, groups]
     levels: torch.Tensor
+    group: int  # columns of each, of the last perhaps fewer; 0: the whole row
 
     @classmethod
     def of(cls, start: QuantizedTensor, w: torch.Tensor, grid: Grid, margin: float) -> _Moving:
@@ -97,18 +99,19 @@ class _Moving:
         first = torch.from_numpy(np.ascontiguousarray(start.codes)).to(device)
         shift = None if lines.offset is None else torch.from_numpy(lines.offset).to(device)
         by = torch.from_numpy(inverse(lines.scale)).to(device)
-        at = _grouped(w, by)
+        at = _grouped(w, grid.group)
         at = at * by[..., None] if shift is None else (at - shift[..., None]) * by[..., None]
         levels = torch.tensor(grid.levels, device=device)
-        offset = _positions(at.reshape(w.shape), levels).sub_(first)
+        offset = _positions(_columns(at, w.shape).contiguous(), levels).sub_(first)
         turned = offset.sign() * (1 - offset.abs()).clamp_(min=0)
         offset = torch.where(offset.abs() > 0.5, turned, offset).clamp_(-margin, margin)
-        return cls(first, offset, torch.from_numpy(lines.scale).to(device), shift, levels)
+        scale = torch.from_numpy(lines.scale).to(device)
+        return cls(first, offset, scale, shift, levels, grid.group)
 
     def move(self, slope: torch.Tensor, step: float) -> None:
         """Against the gradient by the value of each weight."""
-        by = _grouped(slope.sign(), self.scale).mul_(self.scale.sign()[..., None])
-        self.offset.sub_(by.reshape(slope.shape), alpha=step).clamp_(-1, 1)
+        by = _grouped(slope.sign(), self.group).mul_(self.scale.sign()[..., None])
+        self.offset.sub_(_columns(by, slope.shape), alpha=step).clamp_(-1, 1)
 
     def positions(self) -> torch.Tensor:
         return self.offset.add(self.first).round_().clamp_(0, len(self.levels) - 1)
@@ -118,11 +121,11 @@ class _Moving:
 
     def values(self) -> torch.Tensor:
         """What the codes stand for, as `Grid.decode` computes it."""
-        found = _grouped(self.levels[self.positions().int()], self.scale)
+        found = _grouped(self.levels[self.positions().int()], self.group)
         found.mul_(self.scale[..., None])
         if self.shift is not None:
             found.add_(self.shift[..., None])
-        return found.reshape(self.first.shape)
+        return _columns(found, self.first.shape)
 
 
 def _copy(moving: Mapping[str, _Moving], into: Mapping[str, torch.Tensor]) -> None:
@@ -134,9 +137,16 @@ def _values(moving: Mapping[str, _Moving]) -> dict[str, torch.Tensor]:
     return {role: one.values() for role, one in moving.items()}
 
 
-def _grouped(x: torch.Tensor, lines: torch.Tensor) -> torch.Tensor:
-    """x [rows, cols] as [rows, groups, columns of a group]; `lines`: [rows, groups]."""
-    return x.reshape(*lines.shape, -1)
+def _grouped(x: torch.Tensor, group: int) -> torch.Tensor:
+    """x [rows, cols] as [rows, groups, columns of a group], with zeros where the last is short."""
+    more = lacking(x.shape[1], group)
+    whole = torch.nn.functional.pad(x, (0, more)) if more else x
+    return whole.reshape(len(x), -1, group or x.shape[1])
+
+
+def _columns(groups: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The inverse of `_grouped`."""
+    return groups.reshape(shape[0], -1)[:, : shape[1]]
 
 
 def _positions(at: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:

@@ -33,6 +33,7 @@ from qconvert.algorithms.trial import (
 from qconvert.engine.block import Block
 from qconvert.engine.moments import Change, Moments, Observed
 from qconvert.formats.grid import Grid
+from qconvert.formats.ragged import filled
 from qconvert.formats.refusal import Reason
 from qconvert.formats.source import Source
 
@@ -122,10 +123,12 @@ def _weight_magnitude(readers: Sequence[Linear]) -> NDArray[np.float64]:
     total, rows = np.zeros(readers[0].w.shape[1]), 0.0
     for linear in readers:
         w = linear.w.abs().cpu().numpy()
-        groups = w.reshape(len(w), -1, linear.grid.group or w.shape[1])
+        groups = filled(w, linear.grid.group)
+        groups = groups.reshape(len(w), -1, linear.grid.group or w.shape[1])
         largest = groups.max(2, keepdims=True)
         relative = groups / np.where(largest == 0, 1, largest)
-        total += relative.reshape(w.shape).sum(0, dtype=np.float64) / linear.share
+        columns = relative.reshape(len(w), -1)[:, : w.shape[1]]
+        total += columns.sum(0, dtype=np.float64) / linear.share
         rows += len(w) / linear.share
     return total / rows
 

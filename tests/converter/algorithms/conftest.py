@@ -22,6 +22,7 @@ INTEGER = [
     *(IntegerGrid(bits, 0) for bits in range(2, 9)),
     *(IntegerGrid(bits, 0, symmetric=False, scale="float32") for bits in (2, 4, 8)),
     *(IntegerGrid(4, 128, symmetric=symmetric, scale="portable") for symmetric in (True, False)),
+    IntegerGrid(4, 32, scale="portable5"),
 ]
 FLOATS = [
     grid.bound(0.5) if isinstance(grid, BindableGrid) else grid for grid in MINIFLOAT.values()
