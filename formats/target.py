@@ -207,7 +207,8 @@ class Reader(Protocol):
 
     A file that has activations or the KV cache rounded says so in two more attributes, looked for
     by `runtimes.noise`: `input_rounding`, checkpoint name of a weight -> `InputRounding`, and
-    `cache_rounding`, block -> `CacheRounding`.
+    `cache_rounding`, block -> `CacheRounding`. A file that does not hold the checkpoint's names has
+    `input_rounding_of(source)` in place of the first.
     """
 
     @property

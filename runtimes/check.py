@@ -2,14 +2,15 @@
 
 Two distances are told apart: from the source to the file as decoded by our own reader (what
 quantization costs), and from there to the runtime (what the runtime adds). One model is in memory
-at a time, beside the runtime's process; the source's logits wait on disk.
+at a time, beside the runtime's process; the source's logits wait on disk. A runtime that users run
+in another way than is checked (`also_checked`) is measured and judged in both.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -17,41 +18,20 @@ from tokenizers import Tokenizer
 from qconvert.formats.refusal import MissingRuntime, refuse
 from qconvert.formats.source import Source
 from qconvert.formats.target import Reader
-from qconvert.runtimes import machine, reference, verdict
-from qconvert.runtimes.findings import (
-    CheckReport,
-    Noise,
-    RuntimeFacts,
-    TextFacts,
-    TokenParity,
-    file_facts,
-)
+from qconvert.runtimes import machine, reference
+from qconvert.runtimes.findings import CheckReport, RuntimeFacts, TextFacts, file_facts
 from qconvert.runtimes.guarded import Guarded
-from qconvert.runtimes.measure import Distance, Rows, compare, summarise
+from qconvert.runtimes.judged import Found, Judged, Way, open_ways
+from qconvert.runtimes.measure import compare
 from qconvert.runtimes.noise import rounded, rounding_of
 from qconvert.runtimes.runtime import Runtime
 from qconvert.runtimes.spool import Spool
 from qconvert.runtimes.text import Text, Windows, cut, encoder, prefix, read_text, read_tokenizer
-from qconvert.runtimes.weights import TensorError, WeightCheck
+from qconvert.runtimes.weights import WeightCheck
 
 NOISE_WINDOWS = 2  # the expected noise is measured on this many: each costs one more forward pass
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(slots=True)
-class _Found:
-    """Positions compared so far, by pair, and what else came up."""
-
-    quantization: list[Rows] = field(default_factory=list)
-    adds: list[Rows] = field(default_factory=list)
-    total: list[Rows] = field(default_factory=list)
-    floor: list[Rows] = field(default_factory=list)
-    expected: list[Rows] = field(default_factory=list)
-    beyond: list[Rows] = field(default_factory=list)
-    tensors: list[TensorError] = field(default_factory=list)
-    tokens: TokenParity | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 def check(
@@ -83,22 +63,23 @@ def check(
     _refuse_long_windows(source, length)
     content, tokenizer = read_text(text_file), read_tokenizer(source.folder)
     cores = threads or machine.physical_cores()
-    found = _Found()
-    with Guarded.open(runtime, out, threads=cores, context=length) as session:
+    found = Found()
+    with ExitStack() as stack:
+        ways = open_ways(runtime, out, cores, length, stack)
+        session = ways[0].session
         pieces = _cut(content, source.folder, tokenizer, session, windows, length)
         if tokenizer is None:
             found.notes.append("no tokenizer.json: the runtime's own tokens, not compared")
         else:
             found.tokens = session.tokens(tokenizer)
         with _source(source, pieces, runtime, floor, cores, found, progress) as spool:
-            _decoded(source, reader, pieces, session, runtime, spool, cores, found, progress)
+            _decoded(source, reader, pieces, ways, spool, cores, found, progress)
         facts = RuntimeFacts(runtime.name, runtime.version(), cores, session.notes)
-        failure = session.failure
-    judged = _Judged(runtime.name, found, failure, max_kl)
+    judged = Judged(ways, found, max_kl)
     return CheckReport(
         verdict="FAIL" if judged.reasons else "PASS",
         reasons=judged.reasons,
-        notes=(*session.notes, *found.notes),
+        notes=_notes(ways, found),
         file=file_facts(out, reader),
         model=str(source.folder),
         runtime=facts,
@@ -106,14 +87,15 @@ def check(
             content.name, content.sha256, len(pieces.tokens), pieces.length, pieces.prefix
         ),
         quantization=judged.quantization,
-        runtime_adds=judged.adds,
-        total=judged.total,
+        runtime_adds=judged.first.adds,
+        total=judged.first.total,
         floor=judged.floor,
-        noise=judged.noise,
+        noise=judged.first.noise,
         tokens=found.tokens,
         tensors=tuple(found.tensors),
         max_kl=max_kl,
         seconds=time.perf_counter() - started,
+        also=judged.also,
     )
 
 
@@ -148,7 +130,7 @@ def _source(
     runtime: Runtime,
     floor: Path | None,
     threads: int,
-    found: _Found,
+    found: Found,
     progress: Progress,
 ) -> Spool:
     """The source's logits, kept; the runtime's noise floor on the way."""
@@ -178,69 +160,43 @@ def _decoded(
     source: Source,
     reader: Reader,
     pieces: Windows,
-    session: Guarded,
-    runtime: Runtime,
+    ways: Sequence[Way],
     spool: Spool,
     threads: int,
-    found: _Found,
+    found: Found,
     progress: Progress,
 ) -> None:
-    """The decoded file beside the source, and the runtime beside both."""
+    """The decoded file beside the source, and the runtime, in each way, beside both."""
     weighing = WeightCheck(source, reader)
     model = reference.from_weights(source, reader.weights(source), threads=threads, seen=weighing)
     found.tensors.extend(weighing.errors)
     found.notes.extend([weighing.note] if weighing.note else [])
-    rounding = rounding_of(runtime, session.session, reader)
-    if rounding.cache and rounding.cache_cut:
-        found.notes.append(str(getattr(runtime, "cuts_cache", "")))
+    roundings = [rounding_of(way.runtime, way.session.session, reader, source) for way in ways]
+    found.notes.extend(
+        str(getattr(way.runtime, "cuts_cache", ""))
+        for way, rounding in zip(ways, roundings, strict=True)
+        if rounding.cache and rounding.cache_cut
+    )
     count = len(pieces.tokens)
     for number, tokens in enumerate(pieces.tokens):
         progress("file and runtime", number, count)
         original, decoded = spool.get(number), model.logits(tokens)
         found.quantization.append(compare(original, decoded, tokens))
-        there = session.logits(tokens, model.vocab)
-        if there is None:
-            continue
-        found.adds.append(compare(decoded, there, tokens))
-        found.total.append(compare(original, there, tokens))
-        if number < NOISE_WINDOWS:
-            with rounded(model, rounding):
-                explained = model.logits(tokens)
-            found.expected.append(compare(decoded, explained, tokens))
-            found.beyond.append(compare(explained, there, tokens))
+        for way, rounding in zip(ways, roundings, strict=True):
+            there = way.session.logits(tokens, model.vocab)
+            if there is None:
+                continue
+            way.adds.append(compare(decoded, there, tokens))
+            way.total.append(compare(original, there, tokens))
+            if number < NOISE_WINDOWS:
+                with rounded(model, rounding):
+                    explained = model.logits(tokens)
+                way.expected.append(compare(decoded, explained, tokens))
+                way.beyond.append(compare(explained, there, tokens))
     progress("file and runtime", count, count)
 
 
-class _Judged:
-    """Distances of a check, and the reasons for which it fails."""
-
-    def __init__(self, name: str, found: _Found, failure: str, max_kl: float | None) -> None:
-        self.quantization = summarise(found.quantization)
-        self.adds = None if failure else _summary(found.adds)
-        self.total = None if failure else _summary(found.total)
-        self.floor = _summary(found.floor)
-        self.noise = None if failure else _noise(found)
-        self.reasons = (
-            *verdict.tensor_faults(found.tensors),
-            *verdict.token_faults(found.tokens),
-            *verdict.runtime_failure(name, failure),
-            *verdict.broken_logits("file as decoded", self.quantization),
-            *verdict.broken_logits(name, self.adds),
-            *verdict.runtime_noise(name, self.noise),
-            *verdict.too_far(self.total or self.quantization, max_kl),
-        )
-
-
-def _summary(parts: Sequence[Rows]) -> Distance | None:
-    return summarise(parts) if parts else None
-
-
-def _noise(found: _Found) -> Noise | None:
-    """The runtime's share and the expected one, both over the first windows."""
-    count = len(found.expected)
-    if not count:
-        return None
-    expected, floor = summarise(found.expected), _summary(found.floor[:count])
-    adds = summarise(found.adds[:count])
-    beyond = summarise(found.beyond)
-    return Noise(count, adds, expected, beyond, floor, verdict.noise_limit(expected, floor))
+def _notes(ways: Sequence[Way], found: Found) -> tuple[str, ...]:
+    """Each once, in order."""
+    told = [note for way in ways for note in way.session.notes]
+    return tuple(dict.fromkeys([*told, *found.notes]))

@@ -73,6 +73,16 @@ class Noise:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherWay:
+    """The same file in the same runtime, run in another way; None where it gave no logits."""
+
+    label: str  # "as users run it"
+    adds: Distance | None  # file as decoded -> runtime
+    total: Distance | None  # source -> runtime
+    noise: Noise | None
+
+
+@dataclass(frozen=True, slots=True)
 class CheckReport:
     """The outcome of a check. A distance is None where the runtime gave no logits."""
 
@@ -92,6 +102,7 @@ class CheckReport:
     tensors: tuple[TensorError, ...]
     max_kl: float | None
     seconds: float
+    also: OtherWay | None = None  # in the way that users run it, where it is checked in another
 
     @property
     def passed(self) -> bool:

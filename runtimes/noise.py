@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qconvert.formats.source import Source
 from qconvert.formats.target import CacheRounding, InputRounding, Reader
 from qconvert.runtimes.reference import Reference
 from qconvert.runtimes.runtime import Runtime, Session
@@ -40,19 +41,32 @@ class Rounding:
     cache_cut: bool = False  # what the cache holds is cut towards zero, not rounded to nearest
 
 
-def rounding_of(runtime: Runtime, session: Session | None, reader: Reader) -> Rounding:
-    """What `runtime` does with this file: as the file says (see `Reader`), and by the runtime's own
-    table of stored types (`activation_blocks`, `float_type`, `cuts_cache`: optional attributes). A
-    session knows best in what type it computes."""
+def rounding_of(
+    runtime: Runtime, session: Session | None, reader: Reader, source: Source
+) -> Rounding:
+    """What `runtime` does with this file, which was made of `source`: as the file says (see
+    `Reader`), and by the runtime's own table of stored types (`activation_blocks`, `float_type`,
+    `cuts_cache`: optional attributes). A session knows best in what type it computes. With
+    `plain_inputs` a runtime multiplies what linears read as it is, whatever the file says."""
     named = getattr(session, "dtype", None) or getattr(runtime, "float_type", None)
+    plain = bool(getattr(runtime, "plain_inputs", False))
     return Rounding(
         named or FLOAT_TYPE,
         named is not None,
-        getattr(reader, "input_rounding", {}),
-        activation_blocks(runtime, reader),
+        {} if plain else input_rounding(reader, source),
+        {} if plain else activation_blocks(runtime, reader),
         getattr(reader, "cache_rounding", {}),
         bool(getattr(runtime, "cuts_cache", "")),
     )
+
+
+def input_rounding(reader: Reader, source: Source) -> Mapping[str, InputRounding]:
+    """Checkpoint name of a weight -> how the file has rounded what is multiplied with it."""
+    of_source = getattr(reader, "input_rounding_of", None)
+    found: Mapping[str, InputRounding] = (
+        getattr(reader, "input_rounding", {}) if of_source is None else of_source(source)
+    )
+    return found
 
 
 def activation_blocks(runtime: Runtime, reader: Reader) -> Mapping[tuple[int, ...], InputRounding]:
@@ -127,14 +141,19 @@ def round_inputs(values: Any, rounding: InputRounding) -> Any:
     """A tensor [..., columns] as `rounding` leaves it.
 
     A scale of the values at hand maps the largest of them to the type's largest number, as in
-    ggml's Q8_0 and Q8_K, in vLLM's dynamic_scaled_int8_quant and per-token FP8.
+    ggml's Q8_0 and Q8_K, in vLLM's dynamic_scaled_int8_quant and per-token FP8, and in ONNX
+    Runtime's MatMulNBits, whose last columns may be fewer.
     """
+    import torch
+
     per = values.shape[-1] if rounding.per <= 0 else rounding.per
     if rounding.kind == "fp4":
         per = min(per, E2M1_COLUMNS)
-    pieces = values.reshape(*values.shape[:-1], -1, per)
+    columns = values.shape[-1]
+    whole = torch.nn.functional.pad(values, (0, -columns % per))
+    pieces = whole.reshape(*values.shape[:-1], -1, per)
     found = _KINDS[rounding.kind](pieces, rounding.scale)
-    return found.reshape(values.shape)
+    return found.reshape(whole.shape)[..., :columns]
 
 
 def _largest(pieces: Any) -> Any:

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qconvert.runtimes.findings import BenchReport, CheckReport, FileFacts
+from qconvert.runtimes.findings import BenchReport, CheckReport, FileFacts, Noise
 from qconvert.runtimes.measure import Distance
 
 
@@ -65,8 +65,17 @@ def _distances(report: CheckReport) -> Iterator[tuple[str, Distance]]:
         yield f"  beyond: rounded reference -> {name}", report.noise.beyond
     if report.floor is not None:
         yield f"  noise floor: source -> {name}, unquantized file", report.floor
+    also = report.also
     if report.total is not None:
-        yield f"source -> {name} (what a user gets)", report.total
+        what = "" if also is not None else " (what a user gets)"
+        yield f"source -> {name}{what}", report.total
+    if also is not None and also.adds is not None:
+        yield f"file as decoded -> {name}, {also.label}", also.adds
+    if also is not None and also.noise is not None:
+        yield "  expected of it: its rounding of activations", also.noise.expected
+        yield f"  beyond: rounded reference -> {name}", also.noise.beyond
+    if also is not None and also.total is not None:
+        yield f"source -> {name}, {also.label} (what a user gets)", also.total
 
 
 def _distance_cells(distance: Distance) -> tuple[str, ...]:
@@ -97,11 +106,17 @@ def _about_check(report: CheckReport) -> Iterator[str]:
             f" furthest row: {worst.worst_row:.1%} in {worst.name}"
         )
     if report.noise is not None:
-        yield (
-            f"the runtime may add {_small(report.noise.limit)} nats; it adds"
-            f" {_small(report.noise.adds.kl_mean)} over the first {report.noise.windows} windows"
-        )
+        yield f"the runtime {_allowed(report.noise)}"
+    if report.also is not None and report.also.noise is not None:
+        yield f"{report.also.label}: it {_allowed(report.also.noise)}"
     yield from (f"note: {note}" for note in report.notes)
+
+
+def _allowed(noise: Noise) -> str:
+    return (
+        f"may add {_small(noise.limit)} nats; it adds {_small(noise.adds.kl_mean)} over the first"
+        f" {noise.windows} windows"
+    )
 
 
 def _file_line(file: FileFacts) -> str:

@@ -69,6 +69,8 @@ def token_faults(parity: TokenParity | None) -> Iterator[str]:
     )
 
 
-def too_far(distance: Distance, max_kl: float | None) -> Iterator[str]:
+def too_far(where: str, distance: Distance, max_kl: float | None) -> Iterator[str]:
+    """`where`: the way of running the file, in front of the reason; empty for the first."""
     if max_kl is not None and not distance.kl_mean <= max_kl:
-        yield f"KL from the source is {distance.kl_mean:.4g} nats, more than {max_kl:g} (--max-kl)"
+        told = f"KL from the source is {distance.kl_mean:.4g} nats, more than {max_kl:g} (--max-kl)"
+        yield f"{where}: {told}" if where else told

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 from qconvert.asked import Asked
 from qconvert.checkpoint import Checkpoint, open_checkpoint
 from qconvert.formats.gguf.target import TARGET
 from qconvert.formats.refusal import MissingRuntime, Refused
+from qconvert.formats.target import InputRounding
 from qconvert.pipeline import convert
 from qconvert.runtimes.check import check
 from qconvert.runtimes.findings import CheckReport
 from qconvert.runtimes.llamacpp import LlamaCpp
-from qconvert.runtimes.noise import activation_blocks
+from qconvert.runtimes.noise import Rounding, activation_blocks, rounded
 from qconvert.runtimes.process import RuntimeFailed
+from qconvert.runtimes.reference import Reference, from_weights
+from qconvert.runtimes.report import check_view
 from qconvert.runtimes.runtime import Session
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -281,3 +286,166 @@ def test_activation_blocks_follow_the_types(
     assert found[head].per == 256  # Q6_K
     other: Any = Failing(runtime, "")
     assert activation_blocks(other, TARGET.reader(tiny_gguf("Q8_0"))) == {}
+
+
+INT8 = InputRounding("int8", 32)
+LINEARS = tuple(
+    f"model.layers.{layer}.{part}.weight"
+    for layer in (0, 1)
+    for part in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
+)
+
+
+@dataclass(frozen=True)
+class Told:
+    """A reader of a file that asks for int8 inputs of some linears."""
+
+    plain: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.plain, name)
+
+    def input_rounding_of(self, source: Checkpoint) -> dict[str, InputRounding]:
+        assert source.model_type == "llama"
+        return dict.fromkeys(LINEARS, INT8)
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A runtime that computes in transformers: exactly, and, as users run it, with int8 inputs."""
+
+    model: Reference
+    rounding: Rounding = field(default_factory=lambda: Rounding("float32"))
+    plain_inputs: bool = True
+    also_checked: Computed | None = None
+    wrong: float = 1.0  # by which it multiplies its logits
+    fails: str = ""
+    label: str = "as users run it"
+    name: str = "computed"
+    target: str = "gguf"
+    install: str = "nothing to do"
+    float_type: str = "float32"
+
+    def unavailable(self) -> str | None:
+        return None
+
+    def version(self) -> str:
+        return "computed 1"
+
+    def open(self, path: Path, *, threads: int, context: int) -> Session:
+        if self.fails:
+            raise RuntimeFailed("computed", self.fails)
+        opened: Any = Opened(self)
+        return opened
+
+
+@dataclass(frozen=True)
+class Opened:
+    runtime: Computed
+
+    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+        raise RuntimeFailed("computed", "has no tokenizer")
+
+    def logits(self, tokens: Any) -> NDArray[np.float32]:
+        with rounded(self.runtime.model, self.runtime.rounding):
+            return self.runtime.model.logits(tokens) * np.float32(self.runtime.wrong)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def computed(source: Checkpoint, tiny_gguf: Callable[..., Path]) -> Computed:
+    weights = TARGET.reader(tiny_gguf("Q4_0")).weights(source)
+    exact = Computed(from_weights(source, weights, threads=1))
+    inputs = dict.fromkeys(LINEARS, INT8)
+    users = replace(exact, rounding=Rounding("float32", inputs=inputs), plain_inputs=False)
+    return replace(exact, also_checked=users)
+
+
+@pytest.fixture
+def both_ways(
+    source: Checkpoint, tiny_gguf: Callable[..., Path], prose: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., CheckReport]:  # fmt: skip
+    monkeypatch.setattr("qconvert.runtimes.guarded.check_tokens", lambda *arguments: None)
+    out = tiny_gguf("Q4_0")
+    reader: Any = Told(TARGET.reader(out))
+
+    def run(runtime: Computed, **options: Any) -> CheckReport:
+        asked: Any = runtime
+        return check(
+            out, source, reader=reader, runtime=asked, text_file=prose, **{**SMALL, **options}
+        )
+
+    return run
+
+
+def test_both_ways_of_a_runtime_are_judged(
+    computed: Computed, both_ways: Callable[..., CheckReport]
+) -> None:
+    """The first computes exactly, and nothing is expected of it; the second rounds as the file
+    asks, and just that is expected."""
+    found = both_ways(computed)
+    assert found.reasons == ()
+    assert found.noise is not None
+    assert found.noise.expected.kl_mean == 0
+    assert found.noise.adds.kl_mean < 1e-9
+    assert found.also is not None
+    assert found.also.label == "as users run it"
+    assert found.also.noise is not None
+    assert found.also.noise.expected.kl_mean > 100 * found.noise.limit
+    assert found.also.noise.adds.kl_mean == pytest.approx(found.also.noise.expected.kl_mean)
+    assert found.also.noise.beyond.kl_mean < 1e-9
+    assert found.also.total is not None
+    assert json.loads(json.dumps(asdict(found)))["also"]["adds"]["kl_mean"] > 0
+    shown = as_text(found)
+    for words in ("source -> computed, as users run it (what a user gets)",
+                  "as users run it: it may add"):  # fmt: skip
+        assert words in shown
+    assert shown.count("what a user gets") == 1
+
+
+def as_text(found: CheckReport) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(check_view(found))
+    out: Any = console.file
+    return str(out.getvalue())
+
+
+def test_rounding_does_not_excuse_the_exact_way(
+    computed: Computed, both_ways: Callable[..., CheckReport]
+) -> None:
+    assert computed.also_checked is not None
+    rounds = replace(computed, rounding=computed.also_checked.rounding)
+    found = both_ways(rounds)
+    (reason,) = found.reasons
+    assert "computed does not compute what the file says" in reason
+    assert "as users run it" not in reason
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"wrong": 1.5}, "computed, as users run it does not compute what the file says"),
+        ({"fails": "crashed"}, "computed, as users run it: computed crashed"),
+        ({"wrong": np.nan}, "computed, as users run it: logits at 94 of 94 positions"),
+    ],
+)
+def test_a_fault_in_the_other_way_fails_the_check(
+    change: dict[str, Any], words: str, computed: Computed, both_ways: Callable[..., CheckReport]
+) -> None:
+    assert computed.also_checked is not None
+    found = both_ways(replace(computed, also_checked=replace(computed.also_checked, **change)))
+    assert not found.passed
+    assert words in found.reasons[0]
+    assert all("as users run it" in reason for reason in found.reasons)
+    as_text(found)
+
+
+def test_max_kl_is_a_gate_for_both_ways(
+    computed: Computed, both_ways: Callable[..., CheckReport]
+) -> None:
+    first, second = both_ways(computed, max_kl=1e-6).reasons
+    assert first.startswith("KL from the source")
+    assert second.startswith("computed, as users run it: KL from the source")

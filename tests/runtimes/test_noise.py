@@ -138,10 +138,10 @@ class Told:
 
 def test_a_session_knows_its_type_best() -> None:
     told: Any = Told()
-    assert rounding_of(told, told, told) == Rounding("float16", True)
-    assert rounding_of(told, None, told) == Rounding("float16", True)
+    assert rounding_of(told, told, told, told) == Rounding("float16", True)
+    assert rounding_of(told, None, told, told) == Rounding("float16", True)
     told.dtype = "bfloat16"
-    assert rounding_of(told, told, told) == Rounding("bfloat16", True)
+    assert rounding_of(told, told, told, told) == Rounding("bfloat16", True)
 
 
 def test_a_cache_can_be_cut_towards_zero() -> None:
@@ -153,3 +153,20 @@ def test_a_cache_can_be_cut_towards_zero() -> None:
     torch.testing.assert_close(found, literal, rtol=1e-6, atol=0)
     assert (found.abs() <= values.abs() * (1 + 1e-6)).all()
     assert (noise._cut_to_e4m3(-values, fixed) == -found).all()
+
+
+def test_the_last_columns_may_be_fewer() -> None:
+    values = torch.randn((3, 72), generator=torch.Generator().manual_seed(1))
+    found = round_inputs(values, InputRounding("int8", 32))
+    assert found.shape == (3, 72)
+    pieces = [row[at : at + 32] for row in values.double().tolist() for at in (0, 32, 64)]
+    expected = [value for piece in pieces for value in int8(piece, None)]
+    np.testing.assert_allclose(found.flatten().numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_plain_inputs_are_not_rounded_whatever_the_file_says() -> None:
+    told: Any = Told("float32")
+    told.input_rounding = {"a": InputRounding("int8", 32)}
+    assert rounding_of(told, told, told, told).inputs == told.input_rounding
+    told.plain_inputs = True
+    assert rounding_of(told, told, told, told).inputs == {}

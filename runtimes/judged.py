@@ -1,0 +1,116 @@
+"""What a check has measured so far, in each way of running the file, and the judgement of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qconvert.runtimes import verdict
+from qconvert.runtimes.findings import Noise, OtherWay, TokenParity
+from qconvert.runtimes.guarded import Guarded
+from qconvert.runtimes.measure import Distance, Rows, summarise
+from qconvert.runtimes.runtime import Runtime
+from qconvert.runtimes.weights import TensorError
+
+
+@dataclass(slots=True)
+class Way:
+    """The runtime in one way of running it, and the positions compared with it so far, by pair."""
+
+    name: str  # as reasons call it
+    runtime: Runtime
+    session: Guarded
+    adds: list[Rows] = field(default_factory=list)
+    total: list[Rows] = field(default_factory=list)
+    expected: list[Rows] = field(default_factory=list)
+    beyond: list[Rows] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Found:
+    """Positions compared so far, by pair, and what else came up."""
+
+    quantization: list[Rows] = field(default_factory=list)
+    floor: list[Rows] = field(default_factory=list)
+    tensors: list[TensorError] = field(default_factory=list)
+    tokens: TokenParity | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def open_ways(
+    runtime: Runtime, out: Path, threads: int, context: int, stack: ExitStack
+) -> list[Way]:
+    """The runtime as it is checked, and then as it is also checked, where there is such a way."""
+    other = getattr(runtime, "also_checked", None)
+    named = [(runtime.name, runtime)]
+    if other is not None:
+        named.append((f"{runtime.name}, {other.label}", other))
+    return [
+        Way(
+            name,
+            one,
+            stack.enter_context(Guarded.open(one, out, threads=threads, context=context)),
+        )
+        for name, one in named
+    ]
+
+
+class Measured:
+    """What is known of one way to run the file; nothing where it failed."""
+
+    def __init__(self, way: Way, floor: Sequence[Rows]) -> None:
+        self.name, self.failure = way.name, way.session.failure
+        self.adds = None if self.failure else _summary(way.adds)
+        self.total = None if self.failure else _summary(way.total)
+        self.noise = None if self.failure else _noise(way, floor)
+
+
+class Judged:
+    """Distances of a check, and the reasons for which it fails."""
+
+    def __init__(self, ways: Sequence[Way], found: Found, max_kl: float | None) -> None:
+        self.quantization = summarise(found.quantization)
+        self.floor = _summary(found.floor)
+        measured = [Measured(way, found.floor) for way in ways]
+        self.first = measured[0]
+        self.also = _other(ways[1], measured[1]) if len(ways) > 1 else None
+        self.reasons = (
+            *verdict.tensor_faults(found.tensors),
+            *verdict.token_faults(found.tokens),
+            *(
+                reason
+                for one in measured
+                for reason in verdict.runtime_failure(one.name, one.failure)
+            ),
+            *verdict.broken_logits("file as decoded", self.quantization),
+            *(reason for one in measured for reason in verdict.broken_logits(one.name, one.adds)),
+            *(reason for one in measured for reason in verdict.runtime_noise(one.name, one.noise)),
+            *verdict.too_far("", self.first.total or self.quantization, max_kl),
+            *(
+                reason
+                for one in measured[1:]
+                if one.total is not None
+                for reason in verdict.too_far(one.name, one.total, max_kl)
+            ),
+        )
+
+
+def _other(way: Way, measured: Measured) -> OtherWay:
+    label = str(getattr(way.runtime, "label", way.name))
+    return OtherWay(label, measured.adds, measured.total, measured.noise)
+
+
+def _summary(parts: Sequence[Rows]) -> Distance | None:
+    return summarise(parts) if parts else None
+
+
+def _noise(way: Way, floors: Sequence[Rows]) -> Noise | None:
+    """The runtime's share and the expected one, both over the first windows."""
+    count = len(way.expected)
+    if not count:
+        return None
+    expected, floor = summarise(way.expected), _summary(floors[:count])
+    adds, beyond = summarise(way.adds[:count]), summarise(way.beyond)
+    return Noise(count, adds, expected, beyond, floor, verdict.noise_limit(expected, floor))
