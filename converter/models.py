@@ -195,6 +195,13 @@ _QK_NORMS = (
     Module("self_attn.q_norm", "attn_q_norm", ("head",)),
     Module("self_attn.k_norm", "attn_k_norm", ("head",)),
 )
+_AROUND_MLP = (
+    Module("post_attention_layernorm", "attn_post_norm", ("hidden",)),
+    Module("pre_feedforward_layernorm", "ffn_norm", ("hidden",)),
+    *_gated_mlp(),
+    Module("post_feedforward_layernorm", "ffn_post_norm", ("hidden",)),
+)
+"""Gemma's second half of a block, with a norm on what attention and MLP give back."""
 _INV_FREQ = ("layers.*.self_attn.rotary_emb.inv_freq", "rotary_emb.inv_freq")
 
 
@@ -240,14 +247,28 @@ FAMILIES: dict[str, Family] = {
         tie_word_embeddings=True,
         num_key_value_heads=4,
     ),
+    "gemma": _llama_like(
+        _ATTN_NORM,
+        *_attention("attention_bias", "attention_bias"),
+        _FFN_NORM,
+        *_gated_mlp(),
+        norm_offset=1.0,
+        tie_word_embeddings=True,
+        head_dim=256,
+    ),
+    "gemma2": _llama_like(
+        _ATTN_NORM,
+        *_attention("attention_bias", "attention_bias"),
+        *_AROUND_MLP,
+        norm_offset=1.0,
+        tie_word_embeddings=True,
+        head_dim=256,
+    ),
     "gemma3_text": _llama_like(
         _ATTN_NORM,
         *_attention("attention_bias", "attention_bias"),
         *_QK_NORMS,
-        Module("post_attention_layernorm", "attn_post_norm", ("hidden",)),
-        Module("pre_feedforward_layernorm", "ffn_norm", ("hidden",)),
-        *_gated_mlp(),
-        Module("post_feedforward_layernorm", "ffn_post_norm", ("hidden",)),
+        *_AROUND_MLP,
         norm_offset=1.0,
         # The text_config of a multimodal Gemma 3 holds only what differs from the class.
         tie_word_embeddings=True,

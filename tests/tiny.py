@@ -40,6 +40,13 @@ _OWN: dict[str, dict[str, Any]] = {
         "sliding_window": 16,
         "tie_word_embeddings": True,
     },
+    "gemma": {"head_dim": 64, "tie_word_embeddings": True},
+    "gemma2": {
+        "head_dim": 64,
+        "query_pre_attn_scalar": 64,
+        "sliding_window": 16,
+        "tie_word_embeddings": True,
+    },
     "phi3": {"original_max_position_embeddings": 512},
     "gpt_neox": {"num_key_value_heads": None},
     "gpt2": {

@@ -23,6 +23,8 @@ OVERRIDES: list[tuple[str, dict[str, Any]]] = [
     ("qwen3", {}),
     ("qwen3", {"attention_bias": True, "head_dim": 128}),
     ("smollm3", {"attention_bias": True}),
+    ("gemma", {}),
+    ("gemma2", {"tie_word_embeddings": False, "head_dim": 128}),
     ("gemma3_text", {}),
     ("gemma3_text", {"tie_word_embeddings": False, "head_dim": 128}),
     ("phi3", {"num_key_value_heads": 1}),
