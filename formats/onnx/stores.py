@@ -1,0 +1,113 @@
+"""Stores: where the rows of a tensor go in `model.onnx.data`.
+
+The data file is a sequence of regions, planned before any weight is read. Initializers of the graph
+are views of regions: several may show one in different shapes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qconvert.formats.onnx import packing
+from qconvert.formats.onnx.kinds import Kind
+from qconvert.formats.ordered import Rows
+from qconvert.formats.tensor import QuantizedTensor
+
+
+class Data(Protocol):
+    """The data file."""
+
+    def put(self, region: str, offset: int, array: NDArray[np.generic]) -> None:
+        """Write `array` into a region, `offset` bytes from its begin."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows [start, stop) of an output tensor; elements of a vector."""
+
+    tensor: str
+    start: int
+    stop: int
+
+    @property
+    def count(self) -> int:
+        return self.stop - self.start
+
+    def taken(self, rows: Rows, start: int) -> tuple[Rows | None, int]:
+        """Of `rows`, the first of which is row `start` of the tensor, those of this part; and which
+        row of the part the first of them is."""
+        first, last = max(start, self.start), min(start + rows.shape[0], self.stop)
+        if first >= last:
+            return None, 0
+        which = slice(first - start, last - start)
+        found = rows.take_rows(which) if isinstance(rows, QuantizedTensor) else rows[which]
+        return found, first - self.start
+
+
+class Store(Protocol):
+    """Stores some rows of one tensor."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def put(self, data: Data, rows: Rows, start: int) -> None:
+        """Take `rows` of the tensor, the first of which is row `start`; a vector's are its
+        elements."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FloatRows:
+    """float32, row after row."""
+
+    part: Part
+    row: int  # where its first row is stored
+    cols: int  # 1 for a vector
+    region: str
+
+    @property
+    def nbytes(self) -> int:
+        return 4 * self.cols * self.part.count
+
+    def put(self, data: Data, rows: Rows, start: int) -> None:
+        assert not isinstance(rows, QuantizedTensor)
+        found, row = self.part.taken(rows.reshape(-1, self.cols), start)
+        if found is not None:
+            data.put(self.region, 4 * self.cols * (self.row + row), np.asarray(found, "<f4"))
+
+
+@dataclass(frozen=True, slots=True)
+class CodeRows:
+    """Codes, scales and zero points as MatMulNBits and GatherBlockQuantized read them."""
+
+    part: Part
+    row: int  # where its first row is stored
+    cols: int
+    kind: Kind
+    regions: tuple[str, str, str]  # codes, scales, zero points: "" for none
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Bytes of a row in each region."""
+        zeros = self.kind.zero_bytes(self.cols) if self.regions[2] else 0
+        return self.cols * self.kind.field // 8, 4 * self.kind.groups(self.cols), zeros
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.widths) * self.part.count
+
+    def put(self, data: Data, rows: Rows, start: int) -> None:
+        found, row = self.part.taken(rows, start)
+        if found is None:
+            return
+        assert isinstance(found, QuantizedTensor)
+        arrays = (packing.code_bytes(found, self.kind), packing.scales(found),
+                  packing.zero_bytes(found, self.kind) if self.regions[2] else None)  # fmt: skip
+        for region, width, array in zip(self.regions, self.widths, arrays, strict=True):
+            if array is not None:
+                data.put(region, (self.row + row) * width, array)
