@@ -1,1 +1,1 @@
-"""Apache TVM, the runtime below MLC, in an environment and a process of its own."""
+"""Outputs of the target mlc in TVM's runtime, with a model of our own."""

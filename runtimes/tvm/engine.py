@@ -1,0 +1,153 @@
+"""One model in TVM, in the process that computes with it: the handlers of TVM's worker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qconvert.runtimes.machine import peak_bytes
+from qconvert.runtimes.protocol import Answer, Handler, WorkerError
+from qconvert.runtimes.tvm.folder import Facts, Unfit, read_facts
+
+CHUNK = 256  # tokens of a step, at most: activations stay within a cache
+
+
+def handlers() -> Mapping[str, Handler]:
+    """Of a process that loads one model."""
+    engine = Engine()
+    return {
+        "load": engine.load,
+        "tokenize": engine.tokenize,
+        "logits": engine.logits,
+        "generate": engine.generate,
+        "throughput": engine.throughput,
+        "memory": lambda: Answer(peak_bytes()),
+    }
+
+
+class Engine:
+    """Calls start from an empty context."""
+
+    def __init__(self) -> None:
+        self._model: Any = None
+        self._facts: Facts | None = None
+        self._tokenizer: Any = None
+        self._threads = 1
+
+    def load(self, path: str, threads: int, context: int) -> Answer:
+        """Read and compile a folder, and compute with it once."""
+        try:
+            facts = read_facts(Path(path))
+        except Unfit as unfit:
+            raise WorkerError("refused", str(unfit)) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise WorkerError("refused", f"{path} is no whole MLC folder: {error!r}") from None
+        from qconvert.runtimes.tvm.model import Model
+
+        self._facts, self._threads = facts, threads
+        self._model = Model(Path(path), facts, threads=threads, context=context)
+        self._tokenizer = _tokenizer(Path(path))
+        self._model.step(np.zeros(2, np.int32))
+        self._model.reset()
+        told = {"vocab": facts.vocab, "context": context, "dtype": "float32"}
+        return Answer({**told, "notes": self._model.notes})
+
+    def tokenize(self, text: str, special: bool) -> Answer:
+        """By Hugging Face's tokenizers; nothing is added."""
+        if self._tokenizer is None:
+            raise WorkerError("failed", "the folder has no tokenizer.json to make tokens by")
+        self._tokenizer.encode_special_tokens = not special
+        found = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return Answer(arrays=[np.array(found, np.int32)])
+
+    def logits(self, tokens: NDArray[np.int32]) -> Answer:
+        model = self._ready()
+        model.reset()
+        pieces = [tokens[at : at + CHUNK] for at in range(0, len(tokens), CHUNK)]
+        return Answer(arrays=[np.concatenate([model.head(model.step(one)) for one in pieces])])
+
+    def generate(self, tokens: NDArray[np.int32], n: int) -> Answer:
+        """Up to `n` greedy tokens; an end token is the last."""
+        model = self._ready()
+        ends = self._facts.ends if self._facts else ()
+        made: list[int] = []
+        logits = self._prefilled(tokens)
+        while len(made) < n:
+            made.append(int(logits.argmax()))
+            if made[-1] in ends or len(made) == n:
+                break
+            logits = model.advance(made[-1])
+        return Answer(arrays=[np.array(made, np.int32)])
+
+    def throughput(self, prompt: int, generate: int, repetitions: int, sequences: int) -> Answer:
+        """Prompt and generation apart, each from an empty context."""
+        if sequences != 1:
+            raise WorkerError("refused", "our TVM graph computes one sequence", "--batch 1")
+        model = self._ready()
+        vocab = self._facts.vocab if self._facts else 1
+        tokens = (np.arange(max(prompt, generate)) * 7919 % vocab).astype(np.int32)
+
+        def read() -> None:
+            self._prefilled(tokens[:prompt])
+
+        def write() -> None:
+            model.reset()
+            for token in tokens[:generate]:
+                model.advance(int(token))
+
+        wall, cpu = time.perf_counter(), time.process_time()
+        prompts, generates = _rates(read, prompt, repetitions), _rates(write, generate, repetitions)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        told: dict[str, Any] = {
+            "prompt_tokens_per_s": median(prompts),
+            "generate_tokens_per_s": median(generates),
+            "prompt_tokens": prompt,
+            "generate_tokens": generate,
+            "threads": self._threads,
+            "batch": CHUNK,
+            "repetitions": repetitions,
+            "prompt_spread": (min(prompts), max(prompts)),
+            "generate_spread": (min(generates), max(generates)),
+            "cpu_share": cpu / (wall * self._threads),
+        }
+        return Answer(told)
+
+    def _prefilled(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        """[1, vocab]: logits after all of `tokens`, from an empty context."""
+        model = self._ready()
+        model.reset()
+        for at in range(0, len(tokens), CHUNK):
+            hidden = model.step(tokens[at : at + CHUNK])
+        found: NDArray[np.float32] = model.head(hidden, last=True)
+        return found
+
+    def _ready(self) -> Any:
+        if self._model is None:
+            raise WorkerError("failed", "was asked to work before a model was loaded")
+        return self._model
+
+
+def _rates(work: Callable[[], None], tokens: int, repetitions: int) -> list[float]:
+    """Tokens per second of each repetition, after one that warms up and does not count."""
+    rates = []
+    for _ in range(repetitions + 1):
+        start = time.perf_counter()
+        work()
+        rates.append(tokens / (time.perf_counter() - start))
+    return rates[1:]
+
+
+def _tokenizer(folder: Path) -> Any:
+    """None where there is no tokenizer.json."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return None
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(path))
