@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SYSTEM, USER, ASSISTANT = "{system_message}", "{user_message}", "{assistant_message}"
+THOUGHT = "</think>"
 FUNCTION = "{function_string}"
 HOLDERS = {"user": USER, "assistant": ASSISTANT}
 Turn = tuple[str, str]  # role "user" or "assistant", and what is said
@@ -31,13 +32,17 @@ class Conversation:
     empty_sep: str = ""  # after the role of the answer to come
     stop_texts: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()
+    forgets_thoughts: bool = False  # what was said before "</think>" is left out of former answers
 
     def prompt(self, turns: Sequence[Turn], system: str | None = None, *, ask: bool = True) -> str:
         """The text that MLC makes of `turns`; `ask`: with the beginning of an answer."""
         message = self.system_message if system is None else system
         text = head = self.system_template.replace(SYSTEM, message)
+        last = max((index for index, turn in enumerate(turns) if turn[0] == "user"), default=-1)
         for index, (role, said) in enumerate(turns):
             which = int(role == "assistant")
+            if self.forgets_thoughts and which and index < last:
+                said = said.split(THOUGHT)[-1].lstrip("\n") if THOUGHT in said else said
             if index or not head or self.role_after_system:
                 text += self.roles[which] + self.content_sep
             text += self.templates[which].replace(HOLDERS[role], said)
@@ -64,7 +69,7 @@ class Conversation:
             "role_empty_sep": self.empty_sep,
             "stop_str": list(self.stop_texts),
             "stop_token_ids": list(self.stop_ids),
-            "strip_reasoning_in_history": False,
+            "strip_reasoning_in_history": self.forgets_thoughts,
             "function_string": "",
             "use_function_calling": False,
         }  # fmt: skip

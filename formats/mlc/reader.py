@@ -96,7 +96,7 @@ def decoded(words: NDArray[Any], scale: Floats, scheme: Scheme, cols: int) -> Fl
     `scale` [rows, groups]; what fills up the last group is cut off."""
     shifts = np.arange(scheme.per_word, dtype=np.uint32) * np.uint32(scheme.bits)
     codes = (words[..., None] >> shifts) & np.uint32((1 << scheme.bits) - 1)
-    levels = codes.reshape(words.shape[0], -1)[:, :cols].astype(np.float32)
+    levels: Floats = codes.reshape(words.shape[0], -1)[:, :cols].astype(np.float32)
     levels -= np.float32((1 << (scheme.bits - 1)) - 1)
     # of so few bits, the product is exact in float32: what follows rounds it once
     levels *= np.repeat(scale, scheme.group, axis=1)[:, :cols]
@@ -111,11 +111,9 @@ def decoded(words: NDArray[Any], scale: Floats, scheme: Scheme, cols: int) -> Fl
 
 
 def _floats(values: NDArray[Any], kind: str) -> Floats:
-    found: Floats = (
-        (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        if kind == "bfloat16"
-        else values.astype(np.float32)
-    )
+    if kind == "bfloat16":
+        values = (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    found: Floats = values.astype(np.float32)
     return found
 
 
