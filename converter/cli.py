@@ -312,7 +312,7 @@ def float_output(source: Checkpoint, target: Target, out: Path) -> Iterator[Path
     from qconvert.pipeline import convert
 
     stored = Counter(tensor.dtype for tensor in source.tensors if len(tensor.shape) > 1)
-    kind = stored.most_common(1)[0][0]
+    kind = getattr(target, "unquantized", "") or stored.most_common(1)[0][0]
     with tempfile.TemporaryDirectory(prefix=".qconvert-", dir=out.absolute().parent) as folder:
         path = Path(folder) / f"unquantized{'' if target.folder else out.suffix}"
         done = convert(source.folder, target.name, type=kind, out=path)

@@ -129,6 +129,9 @@ class Sink(Protocol):
 
 
 class Target(Protocol):
+    """One more attribute is looked for: `unquantized`, the type that quantizes nothing, of a target
+    that does not know it by the names F32, F16 and BF16."""
+
     @property
     def name(self) -> str:
         """As after `--to`: "gguf"."""

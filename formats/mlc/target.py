@@ -31,6 +31,7 @@ class MlcTarget:
     summary = "weight folders for MLC-LLM: mlc_llm compile, mlc_llm serve, WebLLM"
     takes = frozenset({"bits", "type"})
     folder = True
+    unquantized = "q0f16"
     types: Sequence[tuple[str, str]] = tuple((one.name, one.summary) for one in SCHEMES.values())
 
     def plan(self, source: Source, request: Request) -> Plan:

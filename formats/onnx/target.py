@@ -29,6 +29,7 @@ class OnnxTarget:
     )
     takes = frozenset({"bits", "type", "group", "symmetric", "layers"})
     folder = True
+    unquantized = FLOAT
     types: Sequence[tuple[str, str]] = (
         ("int4", "4 bits in groups of 32, embedding and head as well; also as int4-g64-asym"),
         ("int8", "8 bits in groups of 32"),
