@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 from tvm.script import tirx as T
 
 LANES = 16
 
 
+@cache  # parsing takes longer than all else
 def attention(heads: int, kv_heads: int, head_dim: int, room: int):
     """o [tokens, heads * head_dim] of qkv [tokens, (heads + 2 kv_heads) * head_dim].
 

@@ -10,7 +10,9 @@ from tvm import te, tirx  # type: ignore[import-not-found,unused-ignore]
 from tvm.relax.frontend import nn  # type: ignore[import-not-found,unused-ignore]
 from tvm.relax.frontend.nn import op  # type: ignore[import-not-found,unused-ignore]
 
-from qconvert.runtimes.tvm import kernels
+from qconvert.runtimes.tvm.coded import Coded, coded_matrix, coded_vector
+from qconvert.runtimes.tvm.lanes import rounded
+from qconvert.runtimes.tvm.plain import plain_matrix, plain_vector
 from qconvert.runtimes.tvm.schemes import Scheme
 
 
@@ -31,7 +33,7 @@ class Matrix(nn.Module):
         self.rows, self.columns, self.scheme = rows, columns, scheme
         self.coded = bool(scheme.bits) and not plain
         if self.coded:
-            self.matrix = kernels.Coded(rows, columns, scheme, exact)
+            self.matrix = Coded(rows, columns, scheme, exact)
             self.q_weight = nn.Parameter((rows, scheme.words(columns)), "uint32")
             self.q_scale = nn.Parameter((rows, scheme.groups(columns)), scheme.dtype)
         else:
@@ -42,10 +44,10 @@ class Matrix(nn.Module):
         one = x.shape[0] == 1 if isinstance(x.shape[0], int) else False
         out = nn.Tensor.placeholder([x.shape[0], self.rows], "float32")
         if self.coded:
-            kernel = (kernels.coded_vector if one else kernels.coded_matrix)(self.matrix)
+            kernel = (coded_vector if one else coded_matrix)(self.matrix)
             found = op.tensor_ir_op(kernel, "coded", [x, self.q_weight, self.q_scale], out)
         else:
-            make = kernels.plain_vector if one else kernels.plain_matrix
+            make = plain_vector if one else plain_matrix
             kernel = make(self.rows, self.columns, self.scheme.dtype)
             found = op.tensor_ir_op(kernel, "plain", [x, self.weight], out)
         return found if self.bias is None else found + op.astype(self.bias, "float32")
@@ -65,7 +67,7 @@ class Matrix(nn.Module):
             code = (word >> shift) & tirx.const(one.mask, "uint32")
             scale = scales[ids[i], j // one.group].astype("float32")
             exact = (code.astype("int32").astype("float32") - float(one.middle)) * scale
-            return kernels.rounded(exact, one.dtype)
+            return rounded(exact, one.dtype)
 
         return te.compute((ids.shape[0], self.columns), value, name="rows")
 
