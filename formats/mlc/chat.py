@@ -7,7 +7,6 @@ same conversations, and only what comes out equal is called so.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from typing import Any
 
 from qconvert.formats.mlc.conversation import ASSISTANT, SYSTEM, USER, Conversation, Turn
 from qconvert.formats.mlc.template import ChatTemplate, read_template
-from qconvert.formats.mlc.tokenizer import Tokenizer
+from qconvert.formats.mlc.tokenizer import Tokenizer, first_tokens
 from qconvert.formats.source import Source
 
 NAME = "custom"
@@ -48,21 +47,28 @@ def conversation_of(source: Source, tokenizer: Tokenizer) -> Chat:
     """The model's template in MLC's form; MLC's "LM", which adds nothing to what is said, where
     there is none or it cannot be said so."""
     stops = _stops(source.config, tokenizer)
-    plain = Conversation(prefix=_before_text(tokenizer), stop_ids=stops)
     template = read_template(tokenizer)
     if template is None:
-        return Chat(plain, ("the model has no chat template: MLC's LM, plain text, stands for it",))
+        return Chat(
+            _plain(tokenizer, stops),
+            ("the model has no chat template: MLC's LM, plain text, stands for it",),
+        )
     begin = _bos(template, tokenizer)
     derived = derive(template, begin)
     if derived is None:
-        return Chat(plain, (NOT_SAID,))
+        return Chat(_plain(tokenizer, stops), (NOT_SAID,))
     found, equal = verify(template, derived, begin)
     if not any(equal):
-        return Chat(plain, (NOT_SAID,))
+        return Chat(_plain(tokenizer, stops), (NOT_SAID,))
     found = replace(found, prefix=_prefix(tokenizer, begin), stop_ids=stops)
     return Chat(_with_turn_end(found, tokenizer), tuple(_notes(found, equal)))
 
 
+def _plain(tokenizer: Tokenizer, stops: tuple[int, ...]) -> Conversation:
+    return Conversation(prefix=_before_text(tokenizer), stop_ids=stops)
+
+
+NO_TEMPLATE = "the model has no chat template: MLC's LM, plain text, stands for it"
 NOT_SAID = (
     "the chat template cannot be said in MLC's form: conv_template is LM, plain text; apply the "
     "template yourself, or give mlc_llm gen_config a --conv-template"
@@ -218,14 +224,9 @@ def _before_text(tokenizer: Tokenizer) -> tuple[int, ...]:
     """The token that the tokenizer puts before every text."""
     bos = tokenizer.ids.get(tokenizer.files.text_of("bos_token") or "")
     added = tokenizer.files.settings.get("add_bos_token")
-    if bos is None or tokenizer.files.definition is None:
-        return ()
     if added is None:
-        from tokenizers import Tokenizer as Library
-
-        text = json.dumps(tokenizer.files.definition)
-        added = Library.from_str(text).encode("").ids[:1] == [bos]
-    return (bos,) if added else ()
+        added = bos in list(first_tokens(tokenizer.files.definition or {}))
+    return (bos,) if added and bos is not None else ()
 
 
 def _stops(config: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -53,6 +53,14 @@ def read_tokenizer(source: Source) -> Tokenizer:
     return Tokenizer(files, copies, _info(files.definition), size, ids, ())
 
 
+def first_tokens(definition: Mapping[str, Any]) -> Iterator[int]:
+    """Tokens that the post-processor of tokenizer.json puts before a text."""
+    for one in _parts(definition.get("post_processor"), "processors"):
+        pieces = one.get("single") if one.get("type") == "TemplateProcessing" else None
+        if pieces and "SpecialToken" in pieces[0]:
+            yield from one["special_tokens"][pieces[0]["SpecialToken"]["id"]]["ids"]
+
+
 def _ids(definition: Mapping[str, Any]) -> dict[str, int]:
     vocab = definition["model"].get("vocab")
     if isinstance(vocab, Mapping):
