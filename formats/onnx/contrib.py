@@ -14,8 +14,8 @@ from onnx import TensorProto
 from qconvert.formats.onnx.drawing import MICROSOFT, Drawing
 from qconvert.formats.onnx.matrices import Matrix
 from qconvert.formats.onnx.model import Layer, Model
-from qconvert.formats.onnx.parts import float_rows, stacked, tables, vector
-from qconvert.formats.onnx.stores import CodeRows, Part
+from qconvert.formats.onnx.parts import code_rows, float_rows, stacked, tables, vector
+from qconvert.formats.onnx.stores import Part
 
 ACCURACY = 4
 """accuracy_level of MatMulNBits: what is multiplied is rounded to int8 in blocks, as the builder
@@ -49,7 +49,7 @@ class Contrib:
             table = float_rows(drawing, matrix, "weight")
             return drawing.node("Gather", [table, "input_ids"], f"{root}/Gather")
         name = f"{root}/GatherBlockQuantized"
-        codes, scales, zeros = _codes(drawing, matrix, name, flat=True)
+        codes, scales, zeros = code_rows(drawing, matrix, name, flat=True)
         return drawing.node(
             "GatherBlockQuantized",
             [codes, "input_ids", scales, *([zeros] if zeros else [])],
@@ -66,7 +66,7 @@ class Contrib:
         if not matrix.kind.bits:
             return self._float(drawing, x, matrix, outputs)
         name = f"/{matrix.name}/MatMulNBits"
-        codes, scales, zeros = _codes(drawing, matrix, name)
+        codes, scales, zeros = code_rows(drawing, matrix, name)
         inputs = [x, codes, scales, zeros, "", stacked(drawing, matrix, "MatMulNBits.bias")]
         while not inputs[-1]:
             inputs.pop()
@@ -125,38 +125,3 @@ class Contrib:
             do_rotary=int(layer.rope is not None),
             rotary_interleaved=0,
         )
-
-
-def _codes(
-    drawing: Drawing, matrix: Matrix, node: str, *, flat: bool = False
-) -> tuple[str, str, str]:
-    """Codes, scales and zero points ("" for none) as inputs of `node`. `flat`: codes in two
-    dimensions, not cut in groups. Matrices of the same rows are views of the same bytes."""
-    kind, rows, groups = matrix.kind, matrix.rows, matrix.kind.groups(matrix.cols)
-    stem = node.removeprefix("/").replace("/", ".")
-    if matrix.parts not in drawing.kept:
-        drawing.kept[matrix.parts] = _regions(drawing, matrix, stem)
-    codes, scales, zeros = drawing.kept[matrix.parts]
-    blob = kind.group * kind.field // 8
-    shape = (rows, groups * blob) if flat else (rows, groups, blob)
-    drawing.view(f"{stem}.qweight", TensorProto.UINT8, shape, codes)
-    drawing.view(f"{stem}.scales", TensorProto.FLOAT, (rows, groups), scales)
-    if zeros:
-        width = kind.zero_bytes(matrix.cols)
-        drawing.view(f"{stem}.qzeros", TensorProto.UINT8, (rows, width), zeros)
-    return f"{stem}.qweight", f"{stem}.scales", f"{stem}.qzeros" if zeros else ""
-
-
-def _regions(drawing: Drawing, matrix: Matrix, stem: str) -> tuple[str, str, str]:
-    """Plan where the matrix is stored."""
-    zeros = "" if matrix.kind.symmetric else f"{stem}.qzeros"
-    regions = (f"{stem}.qweight", f"{stem}.scales", zeros)
-    row = 0
-    for part in matrix.parts:
-        store = CodeRows(part, row, matrix.cols, matrix.kind, regions)
-        drawing.store(part.tensor, store)
-        row += part.count
-    for name, width in zip(regions, store.widths, strict=True):
-        if name:
-            drawing.region(name, width * matrix.rows)
-    return regions

@@ -50,6 +50,7 @@ class Drawing:
     tables: dict[tuple[str, str], Rope] = field(default_factory=dict)  # by cosines, sines
     kept: dict[tuple[Part, ...], tuple[str, str, str]] = field(default_factory=dict)
     """Where rows are stored that more than one node may read."""
+    _names: set[str] = field(default_factory=set)
 
     def node(
         self,
@@ -62,6 +63,9 @@ class Drawing:
         **attributes: Any,
     ) -> str:
         """Add a node; the name of its first output."""
+        if name in self._names:
+            raise ValueError(f"two nodes are called {name}")
+        self._names.add(name)
         named = list(outputs) or [f"{name}/output_0"]
         made = helper.make_node(operator, list(inputs), named, name=name, domain=domain,
                                 **attributes)  # fmt: skip

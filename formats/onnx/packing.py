@@ -40,3 +40,13 @@ def zero_bytes(tensor: QuantizedTensor, kind: Kind) -> Bytes:
 def scales(tensor: QuantizedTensor) -> NDArray[np.float32]:
     """[rows, groups]"""
     return np.ascontiguousarray(tensor.params["d"].astype("<f4"))
+
+
+def elements(codes: NDArray[np.uint8], kind: Kind, width: int) -> Bytes:
+    """Elements of INT4 or INT8 (UINT4, UINT8 of an asymmetric kind) in the order of `codes`, the
+    first of two in the lower half of a byte. Signed values are in two's complement."""
+    values = np.ascontiguousarray(codes).reshape(1, -1)
+    if kind.symmetric:
+        values = (values - np.uint8(1 << (kind.bits - 1))) & np.uint8((1 << width) - 1)
+    packed: Bytes = fields(values, width)[0]
+    return packed

@@ -1,4 +1,4 @@
-"""What both dialects store alike: float matrices, vectors, tables of cosines and sines."""
+"""What both dialects store alike: rows of codes and floats, vectors, cosines and sines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from onnx import TensorProto
 from qconvert.formats.onnx.drawing import Drawing
 from qconvert.formats.onnx.matrices import Matrix
 from qconvert.formats.onnx.model import Model
-from qconvert.formats.onnx.stores import FloatRows, Part
+from qconvert.formats.onnx.stores import CodeRows, FloatRows, Part
 
 
 def dotted(name: str) -> str:
@@ -22,6 +22,41 @@ def float_rows(drawing: Drawing, matrix: Matrix, ending: str) -> str:
         drawing.kept[matrix.parts] = (_stored(drawing, matrix.parts, matrix.cols, name), "", "")
     region = drawing.kept[matrix.parts][0]
     return drawing.view(name, TensorProto.FLOAT, (matrix.rows, matrix.cols), region)
+
+
+def code_rows(
+    drawing: Drawing, matrix: Matrix, node: str, *, flat: bool = False
+) -> tuple[str, str, str]:
+    """Codes, scales and zero points ("" for none) as inputs of `node`. `flat`: codes in two
+    dimensions, not cut in groups. Matrices of the same rows are views of the same bytes."""
+    kind, rows, groups = matrix.kind, matrix.rows, matrix.kind.groups(matrix.cols)
+    stem = dotted(node)
+    if matrix.parts not in drawing.kept:
+        drawing.kept[matrix.parts] = _regions(drawing, matrix, stem)
+    codes, scales, zeros = drawing.kept[matrix.parts]
+    blob = kind.group * kind.field // 8
+    shape = (rows, groups * blob) if flat else (rows, groups, blob)
+    drawing.view(f"{stem}.qweight", TensorProto.UINT8, shape, codes)
+    drawing.view(f"{stem}.scales", TensorProto.FLOAT, (rows, groups), scales)
+    if zeros:
+        width = kind.zero_bytes(matrix.cols)
+        drawing.view(f"{stem}.qzeros", TensorProto.UINT8, (rows, width), zeros)
+    return f"{stem}.qweight", f"{stem}.scales", f"{stem}.qzeros" if zeros else ""
+
+
+def _regions(drawing: Drawing, matrix: Matrix, stem: str) -> tuple[str, str, str]:
+    """Plan where the matrix is stored."""
+    zeros = "" if matrix.kind.symmetric else f"{stem}.qzeros"
+    regions = (f"{stem}.qweight", f"{stem}.scales", zeros)
+    row = 0
+    for part in matrix.parts:
+        store = CodeRows(part, row, matrix.cols, matrix.kind, regions)
+        drawing.store(part.tensor, store)
+        row += part.count
+    for name, width in zip(regions, store.widths, strict=True):
+        if name:
+            drawing.region(name, width * matrix.rows)
+    return regions
 
 
 def stacked(drawing: Drawing, matrix: Matrix, ending: str) -> str:

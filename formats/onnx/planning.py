@@ -14,13 +14,14 @@ from qconvert.formats.onnx.graph import draw, model_bytes
 from qconvert.formats.onnx.kinds import FLOATS, Kind
 from qconvert.formats.onnx.matrices import matrices, name_of_head
 from qconvert.formats.onnx.model import Model
+from qconvert.formats.onnx.standard import Standard
 from qconvert.formats.onnx.writer import Folder, overhead
 from qconvert.formats.serving.fused import module_of
 from qconvert.formats.serving.model_files import copied_files, file_notes
 from qconvert.formats.source import Source, SourceTensor
 from qconvert.formats.target import OutputTensor, Plan
 
-FORMS: Mapping[str, Callable[[], Dialect]] = {"matmulnbits": Contrib}
+FORMS: Mapping[str, Callable[[], Dialect]] = {"matmulnbits": Contrib, "qdq": Standard}
 
 
 def plan_folder(target: str, source: Source, model: Model, choice: Choice, form: str) -> Plan:
@@ -39,7 +40,10 @@ def plan_folder(target: str, source: Source, model: Model, choice: Choice, form:
         default_name="-".join([*name, "onnx"]),
         notes=(*model.notes, *choice.notes, *file_notes(folder.copies)),
         overhead_bytes=overhead(folder, stored),
-        details={"onnx": folder},
+        details={
+            "onnx": folder,
+            "gathers": any(one.whole for found in folder.stores.values() for one in found),
+        },
     )
 
 

@@ -54,6 +54,10 @@ class Store(Protocol):
 
     @property
     def nbytes(self) -> int: ...
+    @property
+    def whole(self) -> bool:
+        """Whether it wants all rows of the tensor at once."""
+        ...
 
     def put(self, data: Data, rows: Rows, start: int) -> None:
         """Take `rows` of the tensor, the first of which is row `start`; a vector's are its
@@ -69,6 +73,7 @@ class FloatRows:
     row: int  # where its first row is stored
     cols: int  # 1 for a vector
     region: str
+    whole: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -90,6 +95,7 @@ class CodeRows:
     cols: int
     kind: Kind
     regions: tuple[str, str, str]  # codes, scales, zero points: "" for none
+    whole: bool = False
 
     @property
     def widths(self) -> tuple[int, int, int]:
@@ -111,3 +117,46 @@ class CodeRows:
         for region, width, array in zip(self.regions, self.widths, arrays, strict=True):
             if array is not None:
                 data.put(region, (self.row + row) * width, array)
+
+
+STEP = 1 << 22
+"""Codes that are turned at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodeColumns:
+    """Codes [cols, rows], scales and zero points [groups, rows] as DequantizeLinear reads them:
+    elements follow each other, two in a byte at 4 bits, whatever the row that they are of."""
+
+    part: Part
+    cols: int
+    kind: Kind
+    field: int  # bits of the type
+    regions: tuple[str, str, str]  # codes, scales, zero points: "" for none
+    whole: bool = True
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Bytes of each region."""
+        rows, groups = self.part.count, self.kind.groups(self.cols)
+        zeros = -(-rows * groups * self.field // 8) if self.regions[2] else 0
+        return -(-rows * self.cols * self.field // 8), 4 * rows * groups, zeros
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.sizes)
+
+    def put(self, data: Data, rows: Rows, start: int) -> None:
+        found, _ = self.part.taken(rows, start)
+        assert isinstance(found, QuantizedTensor)
+        assert found.shape[0] == self.part.count
+        codes, scales, zeros = self.regions
+        count = self.part.count
+        step = max(2, STEP // count // 2 * 2)  # an even number of rows fills whole bytes
+        for at in range(0, self.cols, step):
+            piece = packing.elements(found.codes[:, at : at + step].T, self.kind, self.field)
+            data.put(codes, at * count * self.field // 8, piece)
+        data.put(scales, 0, packing.scales(found).T)
+        if zeros:
+            found_zeros = found.params["zero"].astype(np.uint8).T
+            data.put(zeros, 0, packing.elements(found_zeros, self.kind, self.field))

@@ -18,6 +18,7 @@ from qconvert.formats.onnx.rope import Rope
 from qconvert.formats.onnx.stores import Store
 from qconvert.formats.ordered import OrderedSink, Rows
 from qconvert.formats.refusal import raise_if_any
+from qconvert.formats.serving.folder.gather import Gathered
 from qconvert.formats.target import OutputTensor, Plan
 from qconvert.formats.tensor import QuantizedTensor
 
@@ -84,6 +85,8 @@ class DataFile:
     def __init__(self, path: Path, folder: Folder) -> None:
         self._folder, self._path = folder, path
         self._file = -1
+        self._gathered: Gathered | None = None
+        self._left = 0  # rows that are still to come
 
     def __enter__(self) -> DataFile:
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -106,8 +109,27 @@ class DataFile:
         """As `formats.ordered.Put`."""
         if not isinstance(rows, QuantizedTensor):
             rows = encode_floats(rows, "F32", tensor.name)
-        for store in self._folder.stores[tensor.name]:
-            store.put(self, rows, start)
+        stores = self._folder.stores[tensor.name]
+        for store in stores:
+            if not store.whole:
+                store.put(self, rows, start)
+        if isinstance(rows, QuantizedTensor) and any(store.whole for store in stores):
+            self._gather(tensor, rows, stores)
+
+    def _gather(
+        self, tensor: OutputTensor, rows: QuantizedTensor, stores: tuple[Store, ...]
+    ) -> None:
+        """Keep the rows of a tensor until it is whole, for stores that want it so."""
+        if self._gathered is None:
+            self._gathered, self._left = Gathered(rows, tensor.shape[0]), tensor.shape[0]
+        self._gathered.add(rows)
+        self._left -= rows.shape[0]
+        if self._left:
+            return
+        whole, self._gathered = self._gathered.whole(), None
+        for store in stores:
+            if store.whole:
+                store.put(self, whole, 0)
 
     def put_tables(self) -> None:
         for names, rope in self._folder.tables.items():

@@ -79,6 +79,51 @@ def gathered(graph: Graph, node: onnx.NodeProto) -> Floats:
     return ((codes - zeros) * np.repeat(scales, block, axis=1)).astype(np.float32)
 
 
+def looked_up(graph: Graph, name: str) -> Floats:
+    """The table whose rows a graph of standard operators gathers and then decodes."""
+    packed, scales = graph.array(name), graph.array(name.replace("qweight", "scales"))
+    packed = packed.reshape(len(packed), -1)
+    mask = next(one for one in graph.nodes if one.op_type in ("BitwiseAnd", "MatMul"))
+    top = (
+        onnx.numpy_helper.to_array(graph.initializers[mask.input[1]])
+        if mask.op_type == "BitwiseAnd"
+        else 255
+    )
+    bits = int(top).bit_length()
+    columns = packed.shape[1] * 8 // bits
+    block = columns // scales.shape[1]
+    codes = unpacked(packed, bits, columns)
+    zeros: Any = 1 << (bits - 1)
+    other = name.replace("qweight", "qzeros")
+    if other in graph.initializers:
+        zeros = np.repeat(unpacked(graph.array(other), bits, columns // block), block, axis=1)
+    return ((codes - zeros) * np.repeat(scales, block, axis=1)).astype(np.float32)
+
+
+def dequantized(graph: Graph, node: onnx.NodeProto) -> Floats:
+    """The matrix [rows, cols] of the checkpoint that a DequantizeLinear node stands for."""
+    told = attributes(node)
+    block, axis = told["block_size"], told["axis"]
+
+    def elements(name: str) -> NDArray[np.int64]:
+        one = graph.initializers[name]
+        signed = one.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.INT8)
+        width = 4 if one.data_type in (onnx.TensorProto.INT4, onnx.TensorProto.UINT4) else 8
+        count = int(np.prod(one.dims))
+        values = unpacked(graph.raw(name)[None], width, count)[0]
+        if signed:
+            values = np.where(values >= 1 << (width - 1), values - (1 << width), values)
+        return values.reshape(one.dims)
+
+    values = elements(node.input[0])
+    zeros: Any = 0
+    if len(node.input) > 2:
+        zeros = np.repeat(elements(node.input[2]), block, axis=axis)
+    scales = np.repeat(graph.array(node.input[1]), block, axis=axis)
+    found = ((values - zeros) * scales).astype(np.float32)
+    return found.T if axis == 0 else found
+
+
 def modules(graph: Graph) -> dict[str, Floats]:
     """Everything by names of the checkpoint, q, k and v still joined where they are."""
     found: dict[str, Floats] = {}
@@ -94,8 +139,14 @@ def modules(graph: Graph) -> dict[str, Floats]:
             found[f"{stem}.bias"] = graph.array(node.input[1])
         elif node.op_type == "GatherBlockQuantized":
             found["model.embed_tokens.weight"] = gathered(graph, node)
-        elif node.op_type == "Gather" and node.input[0] in graph.initializers:
+        elif node.op_type == "Gather" and node.input[0] == "model.embed_tokens.weight":
             found["model.embed_tokens.weight"] = graph.array(node.input[0])
+        elif node.op_type == "Gather" and node.input[0].endswith(".qweight"):
+            found["model.embed_tokens.weight"] = looked_up(graph, node.input[0])
+        elif node.op_type == "DequantizeLinear":
+            found[f"{stem}.weight"] = dequantized(graph, node)
+        elif node.op_type == "Transpose":
+            found[f"{stem}.weight"] = graph.array(node.input[0])
         elif "LayerNorm" in node.op_type or node.op_type == "RMSNormalization":
             name = node.input[2 if "Skip" in node.op_type else 1]
             found[name] = graph.array(name)
