@@ -71,7 +71,9 @@ def check(
         if tokenizer is None:
             found.notes.append("no tokenizer.json: the runtime's own tokens, not compared")
         else:
-            found.tokens = session.tokens(tokenizer)
+            misreads = getattr(runtime, "misreads", {})
+            found.tokens = session.tokens(tokenizer, "".join(misreads))
+            found.notes.extend(f"{why}; left out of the comparison" for why in misreads.values())
         with _source(source, pieces, runtime, floor, cores, found, progress) as spool:
             _decoded(source, reader, pieces, ways, spool, cores, found, progress)
         facts = RuntimeFacts(runtime.name, runtime.version(), cores, session.notes)

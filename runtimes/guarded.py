@@ -50,11 +50,11 @@ class Guarded:
             return None
         return found
 
-    def tokens(self, tokenizer: Tokenizer) -> TokenParity | None:
+    def tokens(self, tokenizer: Tokenizer, misread: str = "") -> TokenParity | None:
         if self.session is None:
             return None
         try:
-            return check_tokens(tokenizer, self.session)
+            return check_tokens(tokenizer, self.session, misread)
         except RuntimeFailed as error:
             self._fail(str(error))
             return None

@@ -22,6 +22,8 @@ from qconvert.formats.source import Source
 
 ATTENTION = "eager"
 INSTALL = "pip install qconvert"
+TIED_HEAD = "lm_head.weight"
+"""The head of a model that ties it to its embedding, where an output holds another one."""
 
 Seen = Callable[[str, NDArray[np.float32]], None]
 """Called with each decoded tensor, by its name in the checkpoint, before it is placed."""
@@ -86,9 +88,10 @@ def from_weights(
     """The same class with `weights` (by checkpoint name, stored orientation) in place of its own.
 
     Strict: a parameter that `weights` lacks, or a name or shape that the class does not know, is
-    `Refused`, all of them at once. Tied parameters follow the one that is stored.
+    `Refused`, all of them at once. Tied parameters follow the one that is stored; a tied head that
+    `weights` has nonetheless, as `TIED_HEAD`, gets values of its own.
     """
-    model = _empty(source)
+    model = _empty(source, untied=source.tied and TIED_HEAD in weights)
     parameters = dict(model.named_parameters())
     names = _matched(source, weights, model)
     missing = sorted(set(parameters) - set(names.values()))
@@ -107,7 +110,7 @@ def from_weights(
     return Reference(model.eval(), threads, names)
 
 
-def _empty(source: Source) -> Any:
+def _empty(source: Source, *, untied: bool = False) -> Any:
     """The model with real buffers; its parameters are allocated but no page of them is touched."""
     transformers = _transformers()
     import torch
@@ -118,6 +121,8 @@ def _empty(source: Source) -> Any:
         for key, value in source.config.items()
         if key not in ("model_type", "dtype", "torch_dtype", "quantization_config", "auto_map")
     }
+    if untied:
+        settings["tie_word_embeddings"] = False
     config = transformers.AutoConfig.for_model(source.model_type, **settings)
     with _quiet(), no_init_weights():
         model = transformers.AutoModelForCausalLM.from_config(

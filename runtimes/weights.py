@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qconvert.formats.source import Source, SourceTensor
 from qconvert.formats.target import Reader
+from qconvert.runtimes.reference import TIED_HEAD
 
 ROWS = 4096  # rows of the source read at a time
 
@@ -67,7 +68,7 @@ class WeightCheck:
 
     def __init__(self, source: Source, reader: Reader) -> None:
         self._source = source
-        self._tensors: Mapping[str, SourceTensor] = {t.name: t for t in source.tensors}
+        self._tensors = _by_name(source)
         self._limit = matrix_limit(reader)
         self._plain: list[TensorError] = []
         self._scaled: dict[int, TensorError] = {}  # of those that are not ok as they are
@@ -166,6 +167,15 @@ class WeightCheck:
             cross += np.multiply(here, there, dtype=np.float64).sum(0)
             own += np.square(there, dtype=np.float64).sum(0)
         return np.asarray(cross / np.maximum(own, 1e-30))
+
+
+def _by_name(source: Source) -> dict[str, SourceTensor]:
+    """The source's tensors; what a tied head stands for is the embedding."""
+    found = {tensor.name: tensor for tensor in source.tensors}
+    if source.tied:
+        table = next(tensor for tensor in source.tensors if tensor.role == "embedding")
+        found.setdefault(TIED_HEAD, table)
+    return found
 
 
 def _explains(factor: NDArray[np.float64], columns: NDArray[np.float64]) -> bool:

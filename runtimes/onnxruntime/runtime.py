@@ -36,6 +36,10 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 PROOF_LEVEL = 1
+MISREADS: Mapping[str, str] = {
+    "\x85": "onnxruntime-genai does not take U+0085 (next line) for white space, as tokenizers do",
+}
+"""Met with pre-tokenizers that cut at white space; version 0.18.0."""
 PARTS = ("genai_config.json", "model.onnx")
 
 
@@ -59,6 +63,10 @@ class OnnxRuntime:
     def plain_inputs(self) -> bool:
         """Whether MatMulNBits multiplies what it reads as it is, whatever the file says."""
         return self.level is not None and self.level < 4
+
+    @property
+    def misreads(self) -> Mapping[str, str]:
+        return MISREADS
 
     @property
     def also_checked(self) -> OnnxRuntime:

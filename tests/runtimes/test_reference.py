@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
@@ -74,3 +75,20 @@ def test_the_given_arrays_are_used_whatever_their_memory(source: Checkpoint) -> 
         value.setflags(write=False)
     found = from_weights(source, weights, threads=1).logits(TOKENS)
     np.testing.assert_array_equal(found, from_folder(source.folder, threads=1).logits(TOKENS))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
+def test_a_tied_head_may_be_given_values_of_its_own(
+    tiny_model: Callable[..., Path], family: str
+) -> None:
+    tied = open_checkpoint(tiny_model(family, tie_word_embeddings=True))
+    assert tied.tied
+    untied = tiny_model(family, tie_word_embeddings=False, seed=1)
+    weights = {**stored(tied.folder), "lm_head.weight": stored(untied)["lm_head.weight"]}
+    model = from_weights(tied, weights, threads=1)
+    before = from_weights(tied, stored(tied.folder), threads=1)
+    hidden = before.model.model(torch.tensor([TOKENS]))[0][0].detach().numpy()
+    np.testing.assert_allclose(
+        model.logits(TOKENS), hidden @ weights["lm_head.weight"].T, rtol=1e-4, atol=1e-4
+    )
+    assert np.abs(model.logits(TOKENS) - before.logits(TOKENS)).max() > 0.1

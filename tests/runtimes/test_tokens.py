@@ -50,3 +50,11 @@ def test_text_that_is_not_composed_is_left_out_where_the_tokenizer_composes() ->
         found = check_tokens(byte_level(normalizer), Session())
         assert found.mismatches == 0
         assert 2000 < found.strings < plain.strings
+
+
+def test_what_a_runtime_is_known_to_misread_is_left_out() -> None:
+    every = check_tokens(byte_level(), Session())
+    found = check_tokens(byte_level(), Session(wrong="\x85"), "\x85")
+    assert found.mismatches == 0
+    assert every.strings - 200 < found.strings < every.strings
+    assert check_tokens(byte_level(), Session(wrong="\x85")).mismatches > 0

@@ -156,3 +156,15 @@ def test_a_fault_beside_folded_scales_is_found(
     source, out = folded("llama", "smoothquant")
     found = checking(source, out, lambda one, value: fault(value) if one == name else value)
     assert [error.name for error in found.errors if not error.ok] == [name]
+
+
+def test_a_tied_head_stands_for_the_embedding(
+    tiny_model: Callable[..., Path], tiny_gguf: Callable[..., Path]
+) -> None:
+    source = open_checkpoint(tiny_model("gemma3_text"))
+    checking = WeightCheck(source, TARGET.reader(tiny_gguf("Q8_0", "gemma3_text")))
+    table = next(tensor for tensor in source.tensors if tensor.role == "embedding")
+    values = source.rows(table, 0, table.shape[0])
+    checking("lm_head.weight", values)
+    checking("lm_head.weight", np.roll(values, 1, axis=0))
+    assert [error.ok for error in checking.errors] == [True, False]
