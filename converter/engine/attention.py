@@ -42,6 +42,10 @@ def register() -> None:
         ear: Ear | None = getattr(_ears, "ear", None)
         if ear is not None:
             ear(query, key, value, attention_mask, settings.get("scaling"))
+        cap = settings.get("softcap")
+        if cap is not None:
+            scaling = settings.get("scaling")
+            return capped(query, key, value, attention_mask, scaling, cap), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
 
     AttentionInterface.register(NAME, attend)
@@ -57,6 +61,31 @@ def listening(ear: Ear) -> Iterator[None]:
         yield
     finally:
         _ears.ear = None
+
+
+def capped(
+    query: torch.Tensor,  # [1, heads, length, head]
+    key: torch.Tensor,  # [1, key heads, length, head]
+    value: torch.Tensor,  # [1, key heads, length, head]
+    mask: torch.Tensor | None,  # as in `mixing`
+    scaling: float | None,
+    cap: float,
+) -> torch.Tensor:
+    """Attention whose scores are cap * tanh(score / cap), which `sdpa` cannot compute (Gemma 2):
+    [1, length, heads, head]."""
+    heads, length, size = query.shape[1:]
+    shared = heads // key.shape[1]
+    key, value = (one.repeat_interleave(shared, dim=1) for one in (key, value))
+    scores = query @ key.transpose(2, 3) * (size**-0.5 if scaling is None else scaling)
+    scores = torch.tanh(scores / cap) * cap
+    if mask is None:
+        mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    if mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    else:
+        scores = scores + mask
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous()
 
 
 def mixing(
