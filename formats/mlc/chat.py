@@ -49,10 +49,7 @@ def conversation_of(source: Source, tokenizer: Tokenizer) -> Chat:
     stops = _stops(source.config, tokenizer)
     template = read_template(tokenizer)
     if template is None:
-        return Chat(
-            _plain(tokenizer, stops),
-            ("the model has no chat template: MLC's LM, plain text, stands for it",),
-        )
+        return Chat(_plain(tokenizer, stops), (NO_TEMPLATE,))
     begin = _bos(template, tokenizer)
     derived = derive(template, begin)
     if derived is None:
