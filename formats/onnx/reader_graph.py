@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
 from qconvert.formats.onnx.reader_dequantize import Linear as Dequantize
 from qconvert.formats.onnx.reader_dequantize import dequantized
 from qconvert.formats.onnx.reader_files import Initializer, Opened
+from qconvert.formats.onnx.reader_lookup import looked_up
 from qconvert.formats.onnx.reader_matrices import (
     Floats,
     Matrix,
@@ -108,6 +109,8 @@ class Graph:
             return block_matrix(node.name, codes, scales, zeros, shape, bits, block)
         if node.op_type != "Gather":
             return None
+        if node.input[0] in self.stored and self.stored[node.input[0]].dtype == TensorProto.UINT8:
+            return looked_up(node, self.readers, self.makers, self.stored)
         return self._constant_matrix(node.input[0], transposed=False)
 
     def _matrix(self, node: NodeProto) -> Matrix | None:
