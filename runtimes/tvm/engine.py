@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +20,7 @@ CHUNK = 256  # tokens of a step, at most: activations stay within a cache
 
 
 def handlers() -> Mapping[str, Handler]:
-    """Of a process that loads one model."""
+    """Of a process that holds one model at a time."""
     engine = Engine()
     return {
         "load": engine.load,
@@ -42,21 +43,21 @@ class Engine:
 
     def load(self, path: str, threads: int, context: int) -> Answer:
         """Read and compile a folder, and compute with it once."""
-        try:
-            facts = read_facts(Path(path))
-        except Unfit as unfit:
-            raise WorkerError("refused", str(unfit)) from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise WorkerError("refused", f"{path} is no whole MLC folder: {error!r}") from None
+        folder = Path(path)
+        facts = _facts(folder)
+        if context > facts.reach:
+            told = f"{context} tokens do not fit the {facts.reach} positions of {path}"
+            raise WorkerError("refused", told, f"at most {facts.reach}")
         from qconvert.runtimes.tvm.model import Model
 
+        self._model = None  # the one before
         self._facts, self._threads = facts, threads
-        self._model = Model(Path(path), facts, threads=threads, context=context)
-        self._tokenizer = _tokenizer(Path(path))
-        self._model.step(np.zeros(2, np.int32))
-        self._model.reset()
-        told = {"vocab": facts.vocab, "context": context, "dtype": "float32"}
-        return Answer({**told, "notes": self._model.notes})
+        with _reported():
+            self._model = Model(folder, facts, threads=threads, context=context)
+            self._tokenizer = _tokenizer(folder)
+            self._model.step(np.zeros(2, np.int32))
+        known = {"vocab": facts.vocab, "context": context, "dtype": "float32"}
+        return Answer({**known, "notes": self._model.notes})
 
     def tokenize(self, text: str, special: bool) -> Answer:
         """By Hugging Face's tokenizers; nothing is added."""
@@ -67,14 +68,14 @@ class Engine:
         return Answer(arrays=[np.array(found, np.int32)])
 
     def logits(self, tokens: NDArray[np.int32]) -> Answer:
-        model = self._ready()
+        model = self._ready(len(tokens))
         model.reset()
         pieces = [tokens[at : at + CHUNK] for at in range(0, len(tokens), CHUNK)]
         return Answer(arrays=[np.concatenate([model.head(model.step(one)) for one in pieces])])
 
     def generate(self, tokens: NDArray[np.int32], n: int) -> Answer:
         """Up to `n` greedy tokens; an end token is the last."""
-        model = self._ready()
+        model = self._ready(len(tokens) + max(n - 1, 0))
         ends = self._facts.ends if self._facts else ()
         made: list[int] = []
         logits = self._prefilled(tokens)
@@ -89,7 +90,7 @@ class Engine:
         """Prompt and generation apart, each from an empty context."""
         if sequences != 1:
             raise WorkerError("refused", "our TVM graph computes one sequence", "--batch 1")
-        model = self._ready()
+        model = self._ready(max(prompt, generate))
         vocab = self._facts.vocab if self._facts else 1
         tokens = (np.arange(max(prompt, generate)) * 7919 % vocab).astype(np.int32)
 
@@ -127,10 +128,34 @@ class Engine:
         found: NDArray[np.float32] = model.head(hidden, last=True)
         return found
 
-    def _ready(self) -> Any:
+    def _ready(self, tokens: int = 0) -> Any:
+        """The model, with room for so many tokens."""
         if self._model is None:
             raise WorkerError("failed", "was asked to work before a model was loaded")
+        if tokens > self._model.room:
+            raise WorkerError("failed", f"{tokens} tokens do not fit {self._model.room} positions")
         return self._model
+
+
+def _facts(folder: Path) -> Facts:
+    try:
+        return read_facts(folder)
+    except Unfit as unfit:
+        raise WorkerError("refused", str(unfit)) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WorkerError("refused", f"{folder} is no whole MLC folder: {error!r}") from None
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """An exception of TVM inside becomes a `WorkerError`, in one line."""
+    try:
+        yield
+    except Unfit as unfit:
+        raise WorkerError("refused", str(unfit)) from unfit
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise WorkerError("failed", lines[0] if lines else type(error).__name__) from error
 
 
 def _rates(work: Callable[[], None], tokens: int, repetitions: int) -> list[float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ class Family:
 
     qkv: str = "qkv_proj"  # the joined linear of query, key and value
     qkv_bias: bool | str = False  # or the field of the configuration that says so
+    out_bias: str = ""  # the field that says so; empty: never
     head_norms: bool = False  # RMSNorm over each head of query and key
     gate: str = "silu"
     scales_embedding: bool = False  # by the root of the hidden size
@@ -34,7 +36,9 @@ FAMILIES: Mapping[str, Family] = {
     "llama": Family(),
     "mistral": Family(),
     "qwen2": Family("c_attn", qkv_bias=True),
-    "qwen3": Family("c_attn", qkv_bias="attention_bias", head_norms=True),
+    "qwen3": Family(
+        "c_attn", qkv_bias="attention_bias", out_bias="attention_bias", head_norms=True
+    ),
     "gemma": Family(gate="gelu_tanh", scales_embedding=True, always_tied=True),
 }
 GATES: Mapping[str, str] = {
@@ -61,10 +65,11 @@ class Facts:
     scaling: Mapping[str, Any]  # of rotary positions; empty: none
     tied: bool
     qkv_bias: bool
+    out_bias: bool
     head_norms: bool
     gate: str
     embedding_scale: float
-    context: int  # positions that it was made for
+    reach: int  # positions that it was made for, and that no window slides over
     ends: tuple[int, ...]  # tokens that end a text
 
 
@@ -104,14 +109,17 @@ def _unknown(config: Mapping[str, Any]) -> Iterator[str]:
     gate = model.get("hidden_act") or model.get("hidden_activation") or "silu"
     if gate not in GATES:
         yield f"our TVM graph does not compute the activation {gate!r}, only {', '.join(GATES)}"
-    window = model.get("sliding_window_size") or config.get("sliding_window_size") or -1
-    if window > 0:
-        yield f"our TVM graph does not compute a sliding window (of {window} positions)"
     for field in ("tensor_parallel_shards", "pipeline_parallel_stages"):
         if config.get(field, 1) not in (None, 1):
             yield f"our TVM graph computes in one piece, and {field} is {config[field]}"
     if FAMILIES.get(family, Family()).qkv_bias is False and model.get("attention_bias"):
         yield f"our TVM graph knows no attention bias of the model type {family!r}"
+
+
+def _given(config: Mapping[str, Any], field: str) -> int:
+    """A number of positions; what is not above 0 is no limit."""
+    found = int(config["model_config"].get(field) or config.get(field) or -1)
+    return found if found > 0 else sys.maxsize
 
 
 def _rope_type(scaling: Mapping[str, Any]) -> str:
@@ -143,10 +151,11 @@ def _facts(config: Mapping[str, Any]) -> Facts:
         scaling=scaling if _rope_type(scaling) == "llama3" else {},
         tied=family.always_tied or bool(model.get("tie_word_embeddings", False)),
         qkv_bias=bool(model.get(bias, False)) if isinstance(bias, str) else bias,
+        out_bias=bool(family.out_bias and model.get(family.out_bias, False)),
         head_norms=family.head_norms,
         gate=GATES[named] if named else family.gate,
         embedding_scale=math.sqrt(hidden) if family.scales_embedding else 1.0,
-        context=int(model.get("context_window_size") or config["context_window_size"]),
+        reach=min(_given(config, "context_window_size"), _given(config, "sliding_window_size")),
         ends=tuple(ends) if isinstance(ends, list) else () if ends is None else (int(ends),),
     )
 
@@ -177,6 +186,8 @@ def stored(facts: Facts) -> dict[str, tuple[tuple[int, ...], str]]:
         matrix(f"{layer}.self_attn.{facts.qkv}", wide, facts.hidden)
         if facts.qkv_bias:
             vector(f"{layer}.self_attn.{facts.qkv}.bias", wide)
+        if facts.out_bias:
+            vector(f"{layer}.self_attn.o_proj.bias", facts.hidden)
         for norm in ("q_norm", "k_norm") if facts.head_norms else ():
             vector(f"{layer}.self_attn.{norm}.weight", facts.head_dim)
         matrix(f"{layer}.self_attn.o_proj", facts.hidden, facts.heads * facts.head_dim)

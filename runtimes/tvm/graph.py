@@ -32,7 +32,9 @@ class Attention(nn.Module):
         if facts.head_norms:
             self.q_norm = Norm(self.dim, facts.eps, facts.scheme.dtype)
             self.k_norm = Norm(self.dim, facts.eps, facts.scheme.dtype)
-        self.o_proj = Matrix(facts.hidden, self.heads * self.dim, facts.scheme, exact=exact)
+        self.o_proj = Matrix(
+            facts.hidden, self.heads * self.dim, facts.scheme, exact=exact, bias=facts.out_bias
+        )
 
     def forward(self, x: Any, state: dict[str, Any], keys: Any, values: Any) -> Any:
         """[tokens, hidden], and the caches with these tokens in them."""

@@ -12,7 +12,7 @@ import tvm  # type: ignore[import-not-found,unused-ignore]
 from numpy.typing import NDArray
 from tvm import relax
 
-from qconvert.runtimes.tvm.folder import Facts, stored, transposed
+from qconvert.runtimes.tvm.folder import Facts, Unfit, stored, transposed
 from qconvert.runtimes.tvm.graph import build
 from qconvert.runtimes.tvm.rotary import tables
 
@@ -42,7 +42,7 @@ class Model:
         self._keys = [tensor(np.zeros(shape, np.float32)) for _ in range(facts.layers)]
         swapped = (shape[0], shape[2], shape[1])
         self._values = [tensor(np.zeros(swapped, np.float32)) for _ in range(facts.layers)]
-        self._past, self._room = 0, room
+        self._past, self.room = 0, room
         decoded = "no product needs rounding" if exact else f"rounded to {facts.scheme.dtype}"
         self.notes = [
             f"TVM read the folder in {middle - started:.1f} s and compiled our graph in"
@@ -70,8 +70,8 @@ class Model:
         return self._functions["head"](hidden, self._parameters).numpy()  # type: ignore[no-any-return]
 
     def _run(self, name: str, tokens: NDArray[np.int32]) -> Any:
-        if self._past + len(tokens) > self._room:
-            raise ValueError(f"{self._past + len(tokens)} tokens do not fit {self._room} positions")
+        if self._past + len(tokens) > self.room:  # kernels would write beyond
+            raise ValueError(f"{self._past + len(tokens)} tokens do not fit {self.room} positions")
         past = tensor(np.array([self._past], np.int32))
         found, *_ = self._functions[name](
             tensor(tokens), self._cos, self._sin, past, self._keys, self._values, self._parameters
@@ -81,7 +81,8 @@ class Model:
 
 
 def loaded(folder: Path, names: Iterable[str]) -> dict[str, Any]:
-    """The tensors of a folder, by TVM's C++ loader, whose cache is one of the whole process."""
+    """The tensors of a folder, by TVM's C++ loader, whose cache is one of the whole process.
+    `Unfit` where it does not read the folder."""
     wanted = list(names)
     load, clear = (
         tvm.get_global_func(f"vm.builtin.tensor_cache.{one}") for one in ("load", "clear")
@@ -91,6 +92,9 @@ def loaded(folder: Path, names: Iterable[str]) -> dict[str, Any]:
         load(str(folder), *CPU)
         found = tvm.get_global_func("vm.builtin.param_array_from_cache_by_name")(wanted)
         return dict(zip(wanted, found, strict=True))
+    except Exception as error:
+        said = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+        raise Unfit(f"TVM does not read {folder}: {said.strip()}") from error
     finally:
         clear()
 

@@ -41,6 +41,9 @@ class Tvm:
     """The runtime `tvm`."""
 
     timeout: float = 1800.0  # seconds that one call may take; `load` compiles
+    running: Worker | None = None
+    """A process of `worker` to load in, in place of one for each session. A folder takes the place
+    of the one before, and closing a session leaves the process running."""
     name: str = "tvm"
     target: str = "mlc"
     label: str = LABEL
@@ -64,16 +67,20 @@ class Tvm:
 
     def version(self) -> str:
         """Of TVM, and what this is; `MissingRuntime` when not usable."""
-        reason = self.unavailable()
-        if reason is not None:
-            raise MissingRuntime(self.name, reason, self.install)
-        worker = Worker(self._launch(1))
+        worker = self.worker(threads=1)
         try:
             return f"{worker.call('version', timeout=60.0).head['result']}; {self.label}"
         except RuntimeFailed as failed:
             raise MissingRuntime("TVM", failed.problem, self.install) from failed
         finally:
             worker.close()
+
+    def worker(self, *, threads: int) -> Worker:
+        """A process that can load one folder after another, as `running`."""
+        reason = self.unavailable()
+        if reason is not None:
+            raise MissingRuntime(self.name, reason, self.install)
+        return Worker(self._launch(threads))
 
     def open(self, path: Path, *, threads: int, context: int) -> Session:
         """Load and compile a folder; `Refused` when it is not one that our graph computes."""
@@ -83,7 +90,12 @@ class Tvm:
         if reason is not None:
             raise MissingRuntime(self.name, reason, self.install)
         return WorkerSession(
-            self._launch(threads), path, threads=threads, context=context, notes=(self.label,)
+            self._launch(threads),
+            path,
+            threads=threads,
+            context=context,
+            notes=(self.label,),
+            worker=self.running,
         )
 
     def _launch(self, threads: int) -> Launch:
