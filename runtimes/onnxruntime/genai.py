@@ -53,9 +53,11 @@ class Genai:
     def generate(self, tokens: NDArray[np.int32], n: int) -> NDArray[np.int32]:
         """Up to `n` greedy tokens; an end token is the last."""
         generator = self.started(tokens[None], n)
+        made: list[int] = []  # the generator's own sequence leaves an end token out
         while not generator.is_done():
             generator.generate_next_token()
-        return np.asarray(generator.get_sequence(0)[len(tokens) :], np.int32)
+            made.append(int(generator.get_next_tokens()[0]))
+        return np.array(made, np.int32)
 
     def started(self, prompts: NDArray[np.int32], n: int, *, stop: bool = True) -> Any:
         """A generator that has read `prompts` [sequences, length], with room for `n` greedy tokens
