@@ -104,13 +104,22 @@ def choose(source: Source, wish: Wish, layers: Sequence[tuple[str, Wish]]) -> Ch
     if source.tied:
         notes += _tie(which, embedding[0], head[0], layers)
     rules = [wish, *(one for _, one in layers)]
-    kinds, smaller = {}, Counter[int]()
+    kinds: dict[str, Kind] = {}
+    smaller = Counter[int]()
+    undivided: dict[tuple[Wish, int, str], list[str]] = {}
     for name, tensor in matrices:
-        with collecting(reasons):
-            kinds[name] = _completed(rules[which[name]], name, tensor.shape[1])
-            if rules[which[name]].group is None and kinds[name].group not in (0, USUAL_GROUP):
-                smaller[kinds[name].group] += 1
-    raise_if_any(_like_ones_once(reasons))
+        rule, cols = rules[which[name]], tensor.shape[1]
+        found = _completed(rule, cols)
+        if isinstance(found, str):
+            undivided.setdefault((rule, cols, found), []).append(name)
+            continue
+        kinds[name] = found
+        if rule.group is None and found.group not in (0, USUAL_GROUP):
+            smaller[found.group] += 1
+    reasons += [
+        _undivided(rule, cols, names, near) for (rule, cols, near), names in undivided.items()
+    ]
+    raise_if_any(reasons)
     notes += [f"{count} matrices in groups of {group}: {USUAL_GROUP} do not divide their inputs"
               for group, count in smaller.items()]  # fmt: skip
     apart = not source.tied or kinds[embedding[0]] != kinds[head[0]]
@@ -165,8 +174,9 @@ def _tie(
     )
 
 
-def _completed(wish: Wish, name: str, cols: int) -> Kind:
-    """With the group asked for, or the usual one, or the largest below it that divides a row."""
+def _completed(wish: Wish, cols: int) -> Kind | str:
+    """With the group asked for, or the usual one, or the largest below it that divides a row; what
+    works instead where there is none."""
     if not wish.bits:
         return FLOATS
     symmetric = wish.symmetric is not False
@@ -174,25 +184,17 @@ def _completed(wish: Wish, name: str, cols: int) -> Kind:
     if wish.group is not None:
         if wish.group in fitting:
             return Kind(wish.bits, wish.group, symmetric)
-        near = sorted(fitting, key=lambda one: abs(one - (wish.group or 0)))[:1]
-        raise refuse(
-            f"groups of {wish.group} do not divide the {cols} inputs of {name}",
-            " or ".join(f"--group {one}" for one in near)
-            or f"leave it in float: --layer {name}=float",
-        )
+        return f"--group {fitting[-1]}" if fitting else ""
     usual = [one for one in fitting if one <= USUAL_GROUP]
-    if not usual:
-        raise refuse(
-            f"no block of MatMulNBits divides the {cols} inputs of {name}",
-            f"leave it in float: --layer {name}=float",
-        )
-    return Kind(wish.bits, usual[-1], symmetric)
+    return Kind(wish.bits, usual[-1], symmetric) if usual else ""
 
 
-def _like_ones_once(reasons: Sequence[Reason]) -> list[Reason]:
-    """The first of the reasons that say the same of matrices in different blocks."""
-    found: dict[str, Reason] = {}
-    for reason in reasons:
-        key = "".join("*" if word.isdigit() else word + "." for word in reason.problem.split("."))
-        found.setdefault(key, reason)
-    return list(found.values())
+def _undivided(wish: Wish, cols: int, names: Sequence[str], near: str) -> Reason:
+    """One reason for all matrices of rows that the groups do not divide."""
+    group = wish.group or f"{GROUPS[0]} or more"
+    ends = dict.fromkeys(name.rpartition(".")[2] for name in names)
+    more = f" and of {len(names) - 1} other matrices" if len(names) > 1 else ""
+    return Reason(
+        f"groups of {group} do not divide the {cols} inputs of {names[0]}{more}",
+        near or f"leave them in float: {' '.join(f'--layer {one}=float' for one in ends)}",
+    )
