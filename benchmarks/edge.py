@@ -28,6 +28,8 @@ FORMS = (
     "onnx:int4", "onnx:int4:onnx-form=qdq", "onnx:int8", "onnx:float32",
     "mlc:q4f16_1", "mlc:q4f16_1:mlc-compatible", "mlc:q4f16_2", "mlc:q3f16_1", "mlc:q0f16",
 )  # fmt: skip
+SAME_CODES = ("onnx:int4", "mlc:q4f16_1", "mlc:q4f16_0")
+"""Forms whose files hold the same integers, of all linears, embedding and head."""
 BUILDER = "onnxruntime-genai builder, int4"
 
 
@@ -43,18 +45,28 @@ class Form:
         return [f"--{name}", *([value] if value else [])] if self.option else []
 
     @property
+    def codes(self) -> str:
+        """Names what is calibrated for it; others of the same name are written from that."""
+        name = f"{self.target}:{self.type}"
+        return SAME_CODES[0] if name in SAME_CODES else name
+
+    @property
+    def calibrated(self) -> bool:
+        return "compatible" not in self.option
+
+    @property
     def folder(self) -> str:
         return "-".join(part.replace("=", "-") for part in (self.target, self.type, self.option))
 
 
-def written(form: Form, works: dict[tuple[str, str], Path], folder: Path, given: Line) -> Line:
-    """Convert; from the kept work folder where the type has been calibrated already."""
-    known = works.get((form.target, form.type))
+def written(form: Form, works: dict[str, Path], folder: Path, given: Line) -> Line:
+    """Convert; from the kept work folder where its codes have been made already."""
+    known = works.get(form.codes) if form.calibrated else None
     calibration: list[object] = []
-    if known is None and "compatible" not in form.option:
-        works[form.target, form.type] = work = folder / f"{form.folder}.work"
+    if known is None and form.calibrated:
+        works[form.codes] = work = folder / f"{form.folder}.work"
         calibration = ["--work", work, "--keep-work", *given["calibration"]]
-    again = known is not None and known.exists() and "compatible" not in form.option
+    again = known is not None and known.exists()  # what is not quantized leaves no work folder
     return qconvert(
         known if again else given["model"], "--to", form.target, "--type", form.type,
         *form.options, "--out", folder / form.folder, "--threads", given["threads"], *calibration,
@@ -92,7 +104,7 @@ def lines(options: argparse.Namespace, folder: Path) -> Iterator[Line]:
             *([] if options.method is None else ["--method", options.method]),
         ],
     }  # fmt: skip
-    works: dict[tuple[str, str], Path] = {}
+    works: dict[str, Path] = {}
     for form in options.forms:
         made = written(form, works, folder, given)
         steps = (made["calibrated"] or {}).get("steps")
