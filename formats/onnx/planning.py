@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from qconvert.formats.onnx.choice import Choice
@@ -15,11 +15,14 @@ from qconvert.formats.onnx.kinds import FLOATS, Kind
 from qconvert.formats.onnx.matrices import matrices, name_of_head
 from qconvert.formats.onnx.model import Model
 from qconvert.formats.onnx.standard import Standard
+from qconvert.formats.onnx.stores import CodeColumns, CodeRows
 from qconvert.formats.onnx.writer import Folder, overhead
 from qconvert.formats.serving.fused import module_of
 from qconvert.formats.serving.model_files import copied_files, file_notes
 from qconvert.formats.source import Source, SourceTensor
 from qconvert.formats.target import OutputTensor, Plan
+
+Coded = CodeRows | CodeColumns
 
 FORMS: Mapping[str, Callable[[], Dialect]] = {"matmulnbits": Contrib, "qdq": Standard}
 
@@ -38,13 +41,26 @@ def plan_folder(target: str, source: Source, model: Model, choice: Choice, form:
         type=choice.type,
         tensors=tensors,
         default_name="-".join([*name, "onnx"]),
-        notes=(*model.notes, *choice.notes, *file_notes(folder.copies)),
+        notes=(*model.notes, *choice.notes, *_notes(tensors, folder), *file_notes(folder.copies)),
         overhead_bytes=overhead(folder, stored),
         details={
             "onnx": folder,
             "gathers": any(one.whole for found in folder.stores.values() for one in found),
         },
     )
+
+
+def _notes(tensors: Sequence[OutputTensor], folder: Folder) -> Iterator[str]:
+    """Where the form takes more room than the codes need."""
+    coded = {one.name: [store for store in folder.stores[one.name] if isinstance(store, Coded)]
+             for one in tensors}  # fmt: skip
+    fields = {(one.kind.bits, one.field) for found in coded.values() for one in found}
+    for bits, field in sorted(fields):
+        if field > bits:
+            yield f"codes of {bits} bits are stored in fields of {field}: no kernel has fewer"
+    for one in tensors:
+        if sum(store.part.count for store in coded[one.name]) > one.shape[0]:
+            yield f"{one.name} is stored twice: as it is looked up, and as it is multiplied with"
 
 
 def _folder(source: Source, model: Model, drawing: Drawing, dialect: Dialect) -> Folder:

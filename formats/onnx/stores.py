@@ -98,6 +98,11 @@ class CodeRows:
     whole: bool = False
 
     @property
+    def field(self) -> int:
+        """Bits in which a code is stored."""
+        return self.kind.field
+
+    @property
     def widths(self) -> tuple[int, int, int]:
         """Bytes of a row in each region."""
         zeros = self.kind.zero_bytes(self.cols) if self.regions[2] else 0

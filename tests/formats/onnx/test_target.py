@@ -182,6 +182,17 @@ def test_long_contexts_are_cut_and_said(plan: Callable[..., Plan]) -> None:
     assert config["model"]["context_length"] == 131072
 
 
+def test_what_a_form_stores_beyond_the_codes_is_said(plan: Callable[..., Plan]) -> None:
+    standard = (("onnx-form", "qdq"),)
+    tied = plan(request=Request(own=standard), tie_word_embeddings=True)
+    assert sum("is stored twice" in note for note in tied.notes) == 1
+    assert not [n for n in plan(tie_word_embeddings=True).notes if "stored" in n]
+    assert any(
+        "codes of 3 bits are stored in fields of 4" in n for n in plan(request=Request(3)).notes
+    )
+    assert not [n for n in plan("phi3").notes if "stored" in n]  # one source tensor, two matrices
+
+
 def test_search_defaults_and_ends(headers: Callable[..., Any], tmp_path: Path) -> None:
     source = headers("llama", **ENDS)
     told = {"eos_token_id": [2, 7], "do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 1}
