@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from qconvert.engine.record import BlockRecord
+from qconvert.engine.record import BlockRecord, LinearRecord
 
 ROWS = 64
 LENGTH = 512
@@ -84,3 +84,4 @@ class Calibrated:
     blocks: tuple[BlockRecord, ...]
     resumed: int = 0  # how many of `blocks` an earlier run had finished
     work: Path | None = None  # the work folder, where it was kept
+    outside: tuple[LinearRecord, ...] = ()  # the embedding and the head, where they were optimised

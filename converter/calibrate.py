@@ -97,6 +97,7 @@ def calibrate(
             "guarded": recipe.guarded,
             "mixed": recipe.mixed,
             "effort": asked.effort,
+            "ends": "optimised",  # embedding and head: an older folder has them fitted without data
         },
         text.tokens,
         seed=asked.seed,
@@ -107,6 +108,7 @@ def calibrate(
     with open_or_create(folder, source, plan, found, text.tokens, resume=asked.resume) as work:
         engine = Engine(source, plan, recipe, setting, device, compute, text.tokens, work, told)
         records, resumed = engine.run()
+        outside = engine.outside
     rows, length = text.tokens.shape
     facts = CalibrationFacts(
         text.origin, text.digest, rows, length, len(held_rows(rows)), asked.calib_chat, text.notes
@@ -114,5 +116,5 @@ def calibrate(
     kept = folder if asked.keep_work else None
     return Calibrated(
         recipe.name, recipe.steps, facts, asked.seed, asked.effort, asked.device, records,
-        resumed, kept,
+        resumed, kept, outside,
     )  # fmt: skip

@@ -71,11 +71,11 @@ class Fitted:
         assert tensor.source is not None
         assert tensor.grid is not None
         weight = importance(self.source, tensor.source)
-        tensor = replace(tensor, grid=self._bound(tensor, tensor.grid))
+        tensor = replace(tensor, grid=self.bound(tensor, tensor.grid))
         for span in spans:
             yield _fitted(tensor, self.source, span, weight, threads, self.fit)
 
-    def _bound(self, tensor: OutputTensor, grid: Grid) -> Grid:
+    def bound(self, tensor: OutputTensor, grid: Grid) -> Grid:
         """The grid with the scale that a whole tensor has, or several together."""
         make = getattr(grid, "bound", None)  # `formats.grid.Bindable`
         if make is None:

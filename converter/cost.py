@@ -17,7 +17,9 @@ from qconvert.asked import Asked
 from qconvert.calibrate import device_of, setting_of, tokens_of
 from qconvert.calibration.rows import SELF
 from qconvert.calibration.selfmade import BATCH, WholeModel
+from qconvert.engine.ahead import TOKENS
 from qconvert.engine.block import READS
+from qconvert.engine.ends import ROWS, Roles, setting_for
 from qconvert.engine.observe import held_rows
 from qconvert.engine.stream import WAVE_BYTES, compute_type
 from qconvert.engine.work import work_bytes
@@ -54,6 +56,8 @@ class Sizes:
     heads: int
     mixed: bool
     outside: int  # bytes while tensors outside the blocks are fitted, and while output is written
+    ends: bool  # embedding or head are optimised
+    ahead: bool  # rows go through the model in float first
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,7 @@ def sizes_of(job: Job) -> Sizes:
         if tensor.role in READS and tensor.part == "weight":
             inputs[READS[tensor.role]] = tensor.shape[1]
             largest = max(largest, weights)
+    roles = Roles.of(job.source, job.plan)
     found = dimensions(job.source.config)
     embedding = next(one for one in job.source.tensors if one.role == "embedding")
     return Sizes(
@@ -123,6 +128,8 @@ def sizes_of(job: Job) -> Sizes:
         max(1, found["q"] // max(1, found["head"])),
         job.recipe.mixed,
         estimate.peak_of(job.plan),
+        job.recipe.calibrated and bool(roles.optimised),
+        job.recipe.calibrated and bool(roles.ahead),
     )
 
 
@@ -142,6 +149,7 @@ def peak_of(job: Job, asked: Asked, threads: int, sizes: Sizes | None = None) ->
         "observing": (2 * states, block + moments + _captured(s, rows, length) + passing),
         "solving": (states, 2 * block + moments + solving),
         "passing on": (2 * states, 2 * block + passing),
+        "ends": (states, s.ends * _of_ends(s)),
     }
     if asked.device == "cpu":
         host, device = max(sum(stage) for stage in stages.values()), 0
@@ -161,6 +169,13 @@ def _states(s: Sizes, rows: int, length: int) -> int:
     return 4 * rows * length * s.hidden
 
 
+def _of_ends(s: Sizes) -> int:
+    """While some rows of an embedding or a head are solved."""
+    square = s.hidden * s.hidden
+    rows = min(ROWS, s.vocabulary) * s.hidden
+    return 4 * 4 * square + max(_FACTOR * 8 * square, _ERROR * rows)
+
+
 def _captured(s: Sizes, rows: int, length: int) -> int:
     """Inputs of a wave of rows: one by one and joined, those of the wave before, and squares."""
     cols = sum(s.inputs.values()) + s.mixed * s.inputs["attn_in"]
@@ -178,11 +193,14 @@ def _seconds(
     rates = measured(s.hidden, max(s.inputs.values()), asked.calib_length, threads, device, compute)
     tokens = asked.calib_rows * asked.calib_length
     passes = s.blocks * tokens * _token_seconds(s, asked.calib_length, rates)
+    passes += s.ahead * s.blocks * min(tokens, TOKENS) * _passing_seconds(s, asked, rates)
     inside = [one for one in job.plan.tensors if one.source and one.source.block is not None]
+    ends = Roles.of(job.source, job.plan).optimised if s.ends else ()
     setting = setting_of(asked, threads)
     solving = seconds_to_solve(inside, job.recipe, setting, device)
+    solving += seconds_to_solve(ends, job.recipe, setting_for(setting), device)
     searching = seconds_to_search(inside, job.recipe, setting, rates)
-    outside = [one for one in job.plan.tensors if one not in inside]
+    outside = [one for one in job.plan.tensors if one not in inside and one not in ends]
     rest = estimate.seconds_of(job.plan, outside, threads)
     return passes + solving + searching + rest + _sampling(job, asked)
 
@@ -201,6 +219,12 @@ def _token_seconds(s: Sizes, length: int, rates: Rates) -> float:
         + (attention + sums) / rates.wide
         + 2 * 4 * vectors / rates.moved
     )  # fmt: skip
+
+
+def _passing_seconds(s: Sizes, asked: Asked, rates: Rates) -> float:
+    """One token through one block, only passed on."""
+    attention = 4 * asked.calib_length * s.attended
+    return 2 * s.block / rates.narrow + attention / rates.wide
 
 
 def _sampling(job: Job, asked: Asked) -> float:

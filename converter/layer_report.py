@@ -32,7 +32,8 @@ def mean(values: Iterable[float]) -> float:
 
 
 def of_calibrated(done: Calibrated) -> dict[str, Any]:
-    """All that the engine said, flat: `linears`, `inputs` and `blocks` are tables of records.
+    """All that the engine said, flat: `linears`, `inputs` and `blocks` are tables of records. The
+    block of an embedding or a head is None.
 
     Keys `seconds` and `peak_bytes` of `blocks` are the only values that vary from run to run.
     """
@@ -45,9 +46,12 @@ def of_calibrated(done: Calibrated) -> dict[str, Any]:
         "device": done.device,
         "resumed_blocks": done.resumed,
         "work": None if done.work is None else str(done.work),
-        "by_role": by_role(done.blocks),
+        "by_role": by_role(done.blocks, done.outside),
         "by_input": by_input(done.blocks),
-        "linears": [_linear(block, one) for block in done.blocks for one in block.linears],
+        "linears": [
+            *(_linear(block.index, one) for block in done.blocks for one in block.linears),
+            *(_linear(None, one) for one in done.outside),
+        ],
         "inputs": [
             {"block": block.index, **asdict(one), "largest": list(one.largest)}
             for block in done.blocks
@@ -63,21 +67,26 @@ def of_calibrated(done: Calibrated) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _linear(block: BlockRecord, one: LinearRecord) -> dict[str, Any]:
+def _linear(block: int | None, one: LinearRecord) -> dict[str, Any]:
     return {
-        "block": block.index,
+        "block": block,
         **asdict(one),
         "steps": list(one.steps),
         "gain": gain(one.plain_error, one.error),
     }
 
 
-def by_role(blocks: Sequence[BlockRecord]) -> list[dict[str, Any]]:
-    """Per role of linear, in the order of computation: mean errors over the blocks."""
-    roles: dict[str, list[tuple[int, LinearRecord]]] = {}
+def by_role(
+    blocks: Sequence[BlockRecord], outside: Sequence[LinearRecord] = ()
+) -> list[dict[str, Any]]:
+    """Per role of linear, in the order of computation: mean errors over the blocks; then what lies
+    outside them."""
+    roles: dict[str, list[tuple[int | None, LinearRecord]]] = {}
     for block in blocks:
         for one in block.linears:
             roles.setdefault(one.role, []).append((block.index, one))
+    for one in outside:
+        roles.setdefault(one.role, []).append((None, one))
     found = []
     for role, members in roles.items():
         linears = [one for _, one in members]

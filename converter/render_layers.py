@@ -26,6 +26,7 @@ def _roles(result: Mapping[str, Any], told: str) -> Any:
                  right=("count", "plain fit", "kept", "gain", "worst"))  # fmt: skip
     for one in result["by_role"]:
         worst = f"{share(one['worst_error'])} in block {one['worst_block']}"
+        worst = share(one["worst_error"]) if one["worst_block"] is None else worst
         add(made, one["role"], ", ".join(one["grids"]), one["count"], share(one["plain_error"]),
             share(one["error"]), gain_cell(one["gain"]), worst)  # fmt: skip
     return made

@@ -20,15 +20,16 @@ from numpy.typing import NDArray
 
 from qconvert.algorithms.registry import transforms
 from qconvert.algorithms.slots import Setting
+from qconvert.engine.ahead import ahead
 from qconvert.engine.block import Block, Key
 from qconvert.engine.bound import bound
+from qconvert.engine.ends import Ends
 from qconvert.engine.heap import give_back
-from qconvert.engine.observe import Sight, held_rows, input_records, observe
-from qconvert.engine.outer import write_outer
+from qconvert.engine.observe import Pair, Sight, held_rows, input_records, observe, observe_end
 from qconvert.engine.parts import Stored
 from qconvert.engine.pieces import after, pieces
 from qconvert.engine.planned import grids_of, roundings_of, shares_of, weight_of
-from qconvert.engine.record import BlockRecord
+from qconvert.engine.record import BlockRecord, LinearRecord
 from qconvert.engine.rounding import Inputs, inputs_of
 from qconvert.engine.rows import kept_rows, mapped_rows, scratch, written
 from qconvert.engine.skeleton import read_block, skeleton
@@ -72,24 +73,58 @@ class Engine:
         found = [which for which in self.work.finished() if isinstance(which, int)]
         missing = [index for index in range(self.blocks) if index not in found]
         self.told("starting", len(found), self.blocks, None)
-        unchanged = not set(self.recipe.transforms) & set(GLOBAL)
-        threads = self.setting.threads
-        write_outer(self.work, self.source, self.plan, threads, unchanged=unchanged)
-        if missing:
-            with workers(self.setting.threads, self.device) as pool:
-                self._run(missing, len(found), pool)
+        ends = self._ends()
+        with workers(self.setting.threads, self.device) as pool:
+            if "before" in ends.missing:
+                self._before(ends, pool)
+            behind = None
+            head = "after" in ends.missing
+            if missing or (head and ends.sees_behind):
+                behind = self._run(missing, len(found), pool, ends, head=head and ends.sees_behind)
+            if head:
+                ends.after(behind)
+        self.work.retire_rows(self.blocks + 1)
         return tuple(self.work.record(index) for index in range(self.blocks)), len(found)
 
-    def _run(self, missing: list[int], done: int, pool: Workers) -> None:
+    @property
+    def outside(self) -> tuple[LinearRecord, ...]:
+        """What there is to tell of the finished parts before and after the blocks."""
+        return (*self.work.store.told("before"), *self.work.store.told("after"))
+
+    def _ends(self) -> Ends:
+        def tell(what: str) -> None:
+            finished = sum(self.work.done(index) for index in range(self.blocks))
+            self.told(what, finished, self.blocks, None)
+
+        unchanged = not set(self.recipe.transforms) & set(GLOBAL)
+        return Ends(
+            self.source, self.plan, self.recipe, self.setting, self.device, self.work, tell,
+            unchanged,
+        )  # fmt: skip
+
+    def _before(self, ends: Ends, pool: Workers) -> None:
+        """Finish what stands before the blocks, and let go of the rows that went ahead for it."""
+        seen = None
+        if ends.sees_ahead:
+            bones = skeleton(self.source, self.device)
+            seen = ahead(bones, pool, self.compute, self.tokens, self.work, ends.tell)
+        ends.before(seen)
+        self.work.retire_rows(self.blocks + 1, "float")
+
+    def _run(
+        self, missing: list[int], done: int, pool: Workers, ends: Ends, *, head: bool
+    ) -> Pair | None:
+        """Finish the `missing` blocks. `head`: what leaves the last one is wanted as well, as the
+        head reads it."""
         bones = skeleton(self.source, self.device)
-        hidden, calls = bones.embed(self.tokens)
+        hidden, calls = bones.embed(self.tokens, ends.rows)
         stream = Stream(bones, calls, pool, self.compute)
-        first, rows = self._latest(missing[0], hidden)
+        first, rows = self._latest(missing[0] if missing else self.blocks, hidden)
         del hidden
-        for index in range(first, missing[-1] + 1):
+        for index in range(first, self.blocks if head else missing[-1] + 1):
             self.told(f"block {index}: reading", done, self.blocks, None)
             block = read_block(self.source, index, self.device)
-            last = index == missing[-1]
+            last = not head and index == missing[-1]
             if index in missing:
                 rows = self._make(block, rows, stream, done, last=last)
                 done += 1
@@ -98,7 +133,10 @@ class Engine:
                 inputs = self._inputs(index, self.work.record(index).covered)
                 rows = self._pass_on(stream, self._finished(block), rows, inputs)
             give_back()
-        self.work.retire_rows(self.blocks)
+        if not head:
+            return None
+        self.told("head: reading", done, self.blocks, None)
+        return observe_end(stream, rows, held_rows(len(rows)))
 
     def _latest(self, missing: int, hidden: torch.Tensor) -> tuple[int, torch.Tensor]:
         """The last block not after `missing` whose incoming rows are kept, and these rows."""

@@ -10,7 +10,7 @@ import torch
 from qconvert.engine.block import Block
 from qconvert.engine.moments import Moments, Observed
 from qconvert.engine.record import InputRecord
-from qconvert.engine.stream import Stream
+from qconvert.engine.stream import WAVE_BYTES, Stream
 from qconvert.engine.sums import Sums, add_products, whole
 
 HELD = 8
@@ -66,6 +66,33 @@ def _side(
     moments = {n: one.moments(f"block {block.index}, {n}") for n, one in sums.items()}
     tokens = len(chosen) * rows.shape[1]
     return moments, whole(second) / tokens
+
+
+def observe_end(stream: Stream, rows: torch.Tensor, held: frozenset[int]) -> Pair:
+    """What a head reads of `rows`, which leave the last block: behind the final norm. `Refused`
+    where a value is not finite."""
+    fitted = sorted(set(range(len(rows))) - held) or sorted(held)
+    with stream.skeleton.final_norm() as norm:
+        return Pair(*(_end_side(stream, norm, rows, side) for side in (fitted, sorted(held))))
+
+
+def _end_side(
+    stream: Stream, norm: torch.nn.Module, rows: torch.Tensor, chosen: Sequence[int]
+) -> torch.Tensor:
+    device = stream.skeleton.device
+    length, cols = rows.shape[1:]
+    sums = Sums(cols, device, stream.compute != torch.float32)
+
+    def behind(index: int) -> torch.Tensor:
+        with torch.inference_mode():
+            found: torch.Tensor = norm(rows[index].to(device))
+            return found
+
+    step = max(1, WAVE_BYTES // (4 * length * cols))
+    for start in range(0, len(chosen), step):
+        wave = stream.pool.map(behind, chosen[start : start + step])
+        sums.add(torch.cat(wave), stream.pool)
+    return sums.moments("the head's input").second
 
 
 def input_records(inputs: Mapping[str, Observed], *, channels: bool) -> tuple[InputRecord, ...]:

@@ -1,8 +1,8 @@
-"""What stands before and after the blocks: fitted without data, or kept as it is."""
+"""What stands before and after the blocks: kept as it is, or on its grids, some rows at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,23 +17,33 @@ from qconvert.formats.tensor import QuantizedTensor
 
 PARTS: tuple[Outer, ...] = ("before", "after")
 
+Maker = Callable[[], Iterator[QuantizedTensor]]
+"""Makes the codes of all rows of one tensor, in their order."""
 
-def write_outer(work: Work, source: Source, plan: Plan, threads: int, *, unchanged: bool) -> None:
-    """Finish the parts outside the blocks that are missing, a chunk of rows at a time.
 
-    `unchanged`: `source` gives the values of the checkpoint, without a global transform.
-    """
-    for part in PARTS:
-        if work.valid(part):
-            continue
-        with work.outer(part, unchanged=unchanged) as out:
-            for tensor in work.journal.part(part):
-                for rows in _rows(source, plan, tensor, threads):
-                    out.write(tensor.name, rows)
+def write_outer(
+    work: Work,
+    part: Outer,
+    source: Source,
+    plan: Plan,
+    threads: int,
+    makers: Mapping[str, Maker],
+    told: Callable[[], None],
+    *,
+    unchanged: bool,
+) -> None:
+    """Finish a part. `makers`, by the name of the output, make its codes; where there is none, they
+    are fitted without data. `told` is called when all are made, before the part counts as finished.
+    `unchanged`: `source` gives the values of the checkpoint, without a global transform."""
+    with work.outer(part, unchanged=unchanged) as out:
+        for tensor in work.journal.part(part):
+            for rows in _rows(source, plan, tensor, threads, makers):
+                out.write(tensor.name, rows)
+        told()
 
 
 def _rows(
-    source: Source, plan: Plan, tensor: SourceTensor, threads: int
+    source: Source, plan: Plan, tensor: SourceTensor, threads: int, makers: Mapping[str, Maker]
 ) -> Iterator[QuantizedTensor | NDArray[np.float32]]:
     """All that is to be stored of a tensor: its rows on each grid, then as floats."""
     spans = [(0, 1)]
@@ -41,16 +51,21 @@ def _rows(
         count, step = tensor.shape[0], chunk_rows(tensor.shape[1])
         spans = [(start, min(start + step, count)) for start in range(0, count, step)]
     for output in _forms(plan, tensor):
-        if output is not None:
-            yield from Fitted(source)(output, spans, threads)
-        else:
+        if output is None:
             yield from (source.rows(tensor, *span) for span in spans)
+        elif output.name in makers:
+            yield from makers[output.name]()
+        else:
+            yield from Fitted(source)(output, spans, threads)
 
 
 def _forms(plan: Plan, tensor: SourceTensor) -> Iterator[OutputTensor | None]:
     """What is to be stored of a tensor: on each grid once, or its floats (None)."""
     outputs = [one for one in plan.tensors if one.source and one.source.name == tensor.name]
-    grids = {one.grid.name: one for one in outputs if one.grid is not None}
+    grids: dict[str, OutputTensor] = {}
+    for one in outputs:
+        if one.grid is not None:
+            grids.setdefault(one.grid.name, one)
     yield from grids.values()
     if not grids or any(one.grid is None for one in outputs):
         yield None

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 @dataclass(frozen=True, slots=True)
 class LinearRecord:
     """One quantized linear. Errors are of its output on held-out rows, relative to the output's
-    own mean square: 0.01 is one percent of the energy."""
+    own mean square: 0.01 is one percent of the energy. Of an embedding, they are those of what the
+    linears of the first block make of its rows (`engine.metric`)."""
 
     name: str  # of the tensor: "model.layers.0.self_attn.q_proj.weight"
     role: str

@@ -8,7 +8,7 @@ repeated here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,9 @@ from qconvert.models import FAMILIES
 UNSET = ("model_type", "dtype", "torch_dtype", "quantization_config", "auto_map")
 EMBEDDING_ROWS = 8192
 """Rows of an embedding read at once."""
+
+Rows = Callable[[SourceTensor, int, int], NDArray[np.float32]]
+"""As `Source.rows`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +61,16 @@ class Skeleton:
     blocks: list[torch.nn.Module]
     device: torch.device
 
-    def embed(self, tokens: NDArray[np.int32]) -> tuple[torch.Tensor, list[Call]]:
+    def embed(
+        self, tokens: NDArray[np.int32], rows: Rows | None = None
+    ) -> tuple[torch.Tensor, list[Call]]:
         """Hidden states [rows, length, hidden] that enter block 0, and how each block is called
-        for one row. Reads the embedding in chunks and keeps only the rows of tokens that occur."""
+        for one row. Reads the embedding in chunks and keeps only the rows of tokens that occur.
+        `rows` gives the values of what stands before the blocks, if not the source."""
         used, compact = np.unique(tokens, return_inverse=True)
         ids = torch.from_numpy(compact.reshape(tokens.shape).astype(np.int64)).to(self.device)
         recorders = [_Recorder() for _ in self.blocks]
-        outer = _outer_weights(self.source, used)
+        outer = _outer_weights(self.source, used, rows or self.source.rows)
         hidden = []
         with _replaced(self.base, recorders, outer, self.device), torch.inference_mode():
             for row in ids.split(1):
@@ -73,6 +79,22 @@ class Skeleton:
                 hidden.append(recorders[0].hidden)
         calls = [recorder.call for recorder in recorders]
         return torch.cat(hidden), [call for call in calls if call is not None]
+
+    @contextmanager
+    def final_norm(self) -> Iterator[torch.nn.Module]:
+        """What stands between the last block and the head, with its weights in place."""
+        family = FAMILIES[self.source.model_type]
+        (last,) = family.after
+        paths = []
+        for tensor in self.source.tensors:
+            if tensor.role == last.role:
+                paths.append(f"{last.path}.{tensor.part}")
+                _set(self.base, paths[-1], _tensor(self.source, tensor).to(self.device))
+        try:
+            yield self.base.get_submodule(last.path)
+        finally:
+            for path in paths:
+                _set(self.base, path, None)
 
     @contextmanager
     def loaded(
@@ -152,7 +174,9 @@ def _tensor(source: Source, tensor: SourceTensor) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(source.rows(tensor, 0, stop)))
 
 
-def _outer_weights(source: Source, used: NDArray[np.integer[Any]]) -> dict[str, torch.Tensor]:
+def _outer_weights(
+    source: Source, used: NDArray[np.integer[Any]], rows: Rows
+) -> dict[str, torch.Tensor]:
     """Weights before the blocks by path: of the embedding only the rows `used`."""
     family = FAMILIES[source.model_type]
     roles = {module.role: module for module in family.before}
@@ -162,14 +186,14 @@ def _outer_weights(source: Source, used: NDArray[np.integer[Any]]) -> dict[str, 
             continue
         path = f"{roles[tensor.role].path}.{tensor.part}"
         if tensor.role == "embedding":
-            found[path] = torch.from_numpy(_picked(source, tensor, used))
+            found[path] = torch.from_numpy(_picked(rows, tensor, used))
         else:
             found[path] = _tensor(source, tensor)
     return found
 
 
 def _picked(
-    source: Source, tensor: SourceTensor, used: NDArray[np.integer[Any]]
+    rows: Rows, tensor: SourceTensor, used: NDArray[np.integer[Any]]
 ) -> NDArray[np.float32]:
     """Rows `used` (ascending) of a matrix that is never held whole."""
     parts = []
@@ -177,7 +201,7 @@ def _picked(
         stop = min(start + EMBEDDING_ROWS, tensor.shape[0])
         inside = used[(used >= start) & (used < stop)]
         if inside.size:
-            parts.append(source.rows(tensor, start, stop)[inside - start])
+            parts.append(rows(tensor, start, stop)[inside - start])
     return np.concatenate(parts)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from qconvert.engine.aside import keep
 from qconvert.engine.journal import Journal
 from qconvert.engine.parts import Part
 from qconvert.engine.record import BlockRecord, InputRecord, LinearRecord
@@ -74,6 +76,24 @@ class Store:
     def record(self, index: int) -> BlockRecord:
         """What was told of a finished block."""
         return record_from(self.read(index).told["record"])
+
+    def keep_told(self, which: Outer, records: Sequence[LinearRecord]) -> None:
+        """Beside the part itself, whose header is written before anything of it is known."""
+        told = {"job": self.journal.digest, "linears": [asdict(one) for one in records]}
+        keep(self._told(which), (json.dumps(told, sort_keys=True) + "\n").encode("ascii"))
+
+    def told(self, which: Outer) -> tuple[LinearRecord, ...]:
+        """What `keep_told` kept; nothing where it is gone or damaged."""
+        try:
+            told = json.loads(self._told(which).read_bytes())
+            if told["job"] != self.journal.digest:
+                return ()
+            return tuple(LinearRecord(**_tuples(one)) for one in told["linears"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ()
+
+    def _told(self, which: Outer) -> Path:
+        return self.path(which).with_suffix(".json")
 
 
 def record_from(told: Mapping[str, Any]) -> BlockRecord:

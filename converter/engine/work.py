@@ -4,9 +4,11 @@
     lock                  held by the one process at work, with its number
     source/NAME/          configuration, tokenizer and chat templates of the model
     tokens.npy            the calibration rows
-    rows/00007.quant      hidden states entering block 7; a cache, retired when it is passed
+    rows/00007.quant      hidden states entering block 7; a cache, retired when it is passed; those
+                          of 00007.float are of the model in float
     blocks/00007.safetensors, outer/before.safetensors, outer/after.safetensors
                           finished parts (`parts`), each there as a whole or not at all
+    outer/after.json      what there is to tell of the optimised tensors in that part
 
 Any part may be deleted: it is then made again.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +34,7 @@ from qconvert.engine.fingerprint import differences
 from qconvert.engine.folder import FILES, FOLDERS, begun, check_usable, forget
 from qconvert.engine.journal import NAME, Journal, encode, forms_of, mismatch, read_journal
 from qconvert.engine.parts import FLOAT, PartWriter, Stored, arrays, layout, metadata
-from qconvert.engine.record import BlockRecord
+from qconvert.engine.record import BlockRecord, LinearRecord
 from qconvert.engine.store import Outer, Store, Which
 from qconvert.engine.tensorfile import TensorWriter
 from qconvert.formats.grid import Grid
@@ -144,15 +146,19 @@ class Work:
             yield writer
             writer.finish()
 
+    def tell_outer(self, which: Outer, records: Sequence[LinearRecord]) -> None:
+        """Keep what there is to tell of a part outside the blocks."""
+        self.store.keep_told(which, records)
+
     def rows(self, index: int, stream: Stream) -> Path:
         """Where the hidden states that enter block `index` are kept."""
         return self.folder / "rows" / f"{index:05d}.{stream}"
 
-    def retire_rows(self, before: int) -> None:
-        """Remove the hidden states of all blocks before `before`."""
+    def retire_rows(self, before: int, stream: Stream | None = None) -> None:
+        """Remove the hidden states of all blocks before `before`; of one stream, or of both."""
         for path in (self.folder / "rows").iterdir():
-            number = path.name.split(".")[0]
-            if number.isdigit() and int(number) < before:
+            number, *kind = path.name.split(".")
+            if number.isdigit() and int(number) < before and stream in (None, *kind):
                 path.unlink(missing_ok=True)
 
     def remove(self) -> None:

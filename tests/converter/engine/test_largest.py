@@ -13,19 +13,15 @@ import pytest
 import torch
 
 from qconvert.asked import Asked
-from qconvert.calibrate import transformed
-from qconvert.checkpoint import open_checkpoint
 from qconvert.engine.block import READS
 from qconvert.engine.bundle import Bundle, open_bundle
 from qconvert.engine.record import BlockRecord
 from qconvert.engine.skeleton import block_paths
 from qconvert.engine.store import record_from
 from qconvert.formats.refusal import Refused
-from qconvert.formats.source import Source
 from qconvert.formats.target import Statistic
 from qconvert.models import FAMILIES
 from qconvert.pipeline import convert
-from qconvert.recipe import parse
 from qconvert.runtimes import reference
 
 Tiny = Callable[..., Path]
@@ -53,13 +49,12 @@ def calibrated(model: Path, folder: Path, method: str) -> Bundle:
     return open_bundle(folder / "work")
 
 
-def written(bundle: Bundle, model: Path, method: str) -> dict[str, np.ndarray]:
-    """The blocks of the work folder, as the class of the model stores them, behind the embedding
-    as it is in float: no serving program reads a rounded one."""
-    found, outer = {}, transformed(open_checkpoint(model), parse(method), Asked())[0]
+def written(bundle: Bundle) -> dict[str, np.ndarray]:
+    """The values of the work folder, as the class of the model stores them; of the embedding what
+    its codes stand for."""
+    found = {}
     for one in bundle.tensors:
-        source: Source = outer if one.block is None else bundle
-        rows = source.rows(one, 0, one.shape[0] if len(one.shape) > 1 else 1)
+        rows = bundle.rows(one, 0, one.shape[0] if len(one.shape) > 1 else 1)
         found[one.name] = np.ascontiguousarray(rows.T) if one.transposed else rows
     return found
 
@@ -89,7 +84,7 @@ def test_they_are_those_of_the_stored_model(
 ) -> None:
     folder = tiny_model(family, **OPTIONS.get(family, {}))
     bundle = calibrated(folder, tmp_path, method)
-    weights = written(bundle, folder, method)
+    weights = written(bundle)
     model = reference.from_weights(bundle, weights, threads=1).model
     seen: dict[str, float] = {}
     cached: dict[tuple[str, int], float] = {}
