@@ -56,7 +56,8 @@ class Form:
 
     @property
     def folder(self) -> str:
-        return "-".join(part.replace("=", "-") for part in (self.target, self.type, self.option))
+        parts = (self.target, self.type, self.option)
+        return "-".join(part.replace("=", "-") for part in parts if part)
 
 
 def written(form: Form, works: dict[str, Path], folder: Path, given: Line) -> Line:
