@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,7 +124,7 @@ class _Shards:
             for shard in shards
             for record, offset in shard.records
         }
-        self._open: tuple[Path, int] | None = None
+        self._open: tuple[Path, BinaryIO] | None = None
 
     def __enter__(self) -> _Shards:
         return self
@@ -142,19 +141,19 @@ class _Shards:
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
         if at + len(data) > record.nbytes:
             raise ValueError(f"{name}: bytes {at} + {len(data)} of {record.nbytes}")
-        file, done = self._file(path), 0
-        while done < len(data):
-            done += os.pwrite(file, data[done:], offset + at + done)
+        file = self._file(path)
+        file.seek(offset + at)
+        file.write(data)
 
-    def _file(self, path: Path) -> int:
+    def _file(self, path: Path) -> BinaryIO:
         if self._open is None or self._open[0] != path:
             self._close()
-            self._open = (path, os.open(path, os.O_WRONLY))
+            self._open = (path, path.open("r+b"))
         return self._open[1]
 
     def _close(self) -> None:
         if self._open is not None:
-            os.close(self._open[1])
+            self._open[1].close()
             self._open = None
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,26 +84,27 @@ class DataFile:
 
     def __init__(self, path: Path, folder: Folder) -> None:
         self._folder, self._path = folder, path
-        self._file = -1
+        self._file: BinaryIO | None = None
         self._gathered: Gathered | None = None
         self._left = 0  # rows that are still to come
 
     def __enter__(self) -> DataFile:
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        os.ftruncate(self._file, self._folder.size)
+        self._file = self._path.open("xb")
+        self._file.truncate(self._folder.size)
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._file)
+        assert self._file is not None
+        self._file.close()
 
     def put(self, region: str, offset: int, array: NDArray[np.generic]) -> None:
         begin, nbytes = self._folder.regions[region]
         raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         if offset + len(raw) > nbytes:
             raise ValueError(f"{region}: {offset} + {len(raw)} of {nbytes} bytes")
-        done = 0
-        while done < len(raw):
-            done += os.pwrite(self._file, raw[done:], begin + offset + done)
+        assert self._file is not None
+        self._file.seek(begin + offset)
+        self._file.write(raw)
 
     def put_rows(self, tensor: OutputTensor, rows: Rows, start: int) -> None:
         """As `formats.ordered.Put`."""
