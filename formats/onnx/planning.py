@@ -16,12 +16,14 @@ from qconvert.formats.onnx.matrices import matrices, name_of_head
 from qconvert.formats.onnx.model import Model
 from qconvert.formats.onnx.standard import Standard
 from qconvert.formats.onnx.stores import CodeColumns, CodeRows
+from qconvert.formats.onnx.tokenizer import NAME, NOTE, respelled
 from qconvert.formats.onnx.writer import Folder, overhead
 from qconvert.formats.serving.fused import module_of
 from qconvert.formats.serving.model_files import copied_files, file_notes
 from qconvert.formats.source import Source, SourceTensor
 from qconvert.formats.target import OutputTensor, Plan
 
+STORED = "F32"  # what is not quantized
 Coded = CodeRows | CodeColumns
 
 FORMS: Mapping[str, Callable[[], Dialect]] = {"matmulnbits": Contrib, "qdq": Standard}
@@ -41,7 +43,7 @@ def plan_folder(target: str, source: Source, model: Model, choice: Choice, form:
         type=choice.type,
         tensors=tensors,
         default_name="-".join([*name, "onnx"]),
-        notes=(*model.notes, *choice.notes, *_notes(tensors, folder), *file_notes(folder.copies)),
+        notes=(*model.notes, *choice.notes, *_notes(tensors, folder)),
         overhead_bytes=overhead(folder, stored),
         details={
             "onnx": folder,
@@ -51,7 +53,8 @@ def plan_folder(target: str, source: Source, model: Model, choice: Choice, form:
 
 
 def _notes(tensors: Sequence[OutputTensor], folder: Folder) -> Iterator[str]:
-    """Where the form takes more room than the codes need."""
+    """Where the form takes more room than the codes need, and what of the tokenizer is not as in
+    the model's folder."""
     coded = {one.name: [store for store in folder.stores[one.name] if isinstance(store, Coded)]
              for one in tensors}  # fmt: skip
     fields = {(one.kind.bits, one.field) for found in coded.values() for one in found}
@@ -61,10 +64,18 @@ def _notes(tensors: Sequence[OutputTensor], folder: Folder) -> Iterator[str]:
     for one in tensors:
         if sum(store.part.count for store in coded[one.name]) > one.shape[0]:
             yield f"{one.name} is stored twice: as it is looked up, and as it is multiplied with"
+    if NAME in folder.files:
+        yield NOTE
+    else:
+        yield from file_notes(folder.copies)
 
 
 def _folder(source: Source, model: Model, drawing: Drawing, dialect: Dialect) -> Folder:
     places, size = offsets(drawing.regions)
+    copies = copied_files(source)
+    tokenizer = respelled(copies[NAME]) if NAME in copies else None
+    if tokenizer is not None:
+        del copies[NAME]
     return Folder(
         stores={name: tuple(stores) for name, stores in drawing.stores.items()},
         regions={name: (places[name], nbytes) for name, nbytes in drawing.regions.items()},
@@ -74,8 +85,9 @@ def _folder(source: Source, model: Model, drawing: Drawing, dialect: Dialect) ->
         files={
             CONFIG: genai_config(source, model, shares_buffer=dialect.shares_buffer),
             "model.onnx": model_bytes(model, drawing, dialect),
+            **({} if tokenizer is None else {NAME: tokenizer}),
         },
-        copies=copied_files(source),
+        copies=copies,
     )
 
 
@@ -99,7 +111,7 @@ def _tensor(source: SourceTensor, name: str, kind: Kind, folder: Folder) -> Outp
         name=name,
         shape=source.shape,
         grid=kind.grid,
-        dtype=kind.name,
+        dtype=kind.name if kind.bits else STORED,
         nbytes=sum(store.nbytes for store in folder.stores[name]),
         source=source,
     )

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from qconvert.asked import Asked
 from qconvert.checkpoint import Checkpoint, open_checkpoint
@@ -206,6 +207,24 @@ def test_control_tokens(exact: Session) -> None:
     assert exact.tokenize("") == []
     with pytest.raises(Refused, match="control token"):
         exact.tokenize("a<s>b")
+
+
+def test_digits_beyond_ascii(tiny_model: Write, tmp_path: Path) -> None:
+    """onnxruntime-genai's own `Digits` knows those of ASCII alone; the folder spells it out."""
+    source = tmp_path / "source"
+    shutil.copytree(tiny_model("llama"), source)
+    path = source / "tokenizer.json"
+    known = json.loads(path.read_text("utf-8"))
+    digits = {"type": "Digits", "individual_digits": True}
+    known["pre_tokenizer"] = {
+        "type": "Sequence", "pretokenizers": [digits, known["pre_tokenizer"]],
+    }  # fmt: skip
+    path.write_text(json.dumps(known), encoding="utf-8")
+    convert(source, "onnx", out=tmp_path / "out", threads=1, asked=Asked(method="rtn"))
+    tokenizer = Tokenizer.from_file(str(path))
+    with RUNTIME.open(tmp_path / "out", threads=1, context=64) as session:
+        for text in ("x² and ½ of ①②", "٣٤ Ⅷ 12 345"):
+            assert session.tokenize(text) == tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def test_throughput_of_one_and_of_many(users: Session) -> None:

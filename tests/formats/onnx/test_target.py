@@ -60,10 +60,10 @@ def test_a_type_and_its_exceptions_can_be_asked_for_again(plan: Callable[..., Pl
     [
         ((), {"model.embed_tokens.weight": "int4"}, ""),
         ((("lm_head", "int8"),), {"model.embed_tokens.weight": "int8"}, "stored once"),
-        ((("embed_tokens", "float"),), {"model.embed_tokens.weight": "float32"}, "stored once"),
+        ((("embed_tokens", "float"),), {"model.embed_tokens.weight": "F32"}, "stored once"),
         (
             (("lm_head", "int8"), ("embed_tokens", "float")),
-            {"model.embed_tokens.weight": "float32", "lm_head.weight": "int8"},
+            {"model.embed_tokens.weight": "F32", "lm_head.weight": "int8"},
             "stored twice",
         ),
     ],
@@ -191,6 +191,11 @@ def test_what_a_form_stores_beyond_the_codes_is_said(plan: Callable[..., Plan]) 
         "codes of 3 bits are stored in fields of 4" in n for n in plan(request=Request(3)).notes
     )
     assert not [n for n in plan("phi3").notes if "stored" in n]  # one source tensor, two matrices
+
+
+def test_what_stays_float_is_no_type_of_codes(plan: Callable[..., Plan]) -> None:
+    made = plan(request=Request(layers=(("embed_tokens", "float"), ("lm_head", "float"))))
+    assert {one.dtype for one in made.tensors if one.grid is None} == {"F32"}
 
 
 def test_search_defaults_and_ends(headers: Callable[..., Any], tmp_path: Path) -> None:
