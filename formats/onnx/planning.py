@@ -16,7 +16,7 @@ from qconvert.formats.onnx.matrices import matrices, name_of_head
 from qconvert.formats.onnx.model import Model
 from qconvert.formats.onnx.standard import Standard
 from qconvert.formats.onnx.stores import CodeColumns, CodeRows
-from qconvert.formats.onnx.tokenizer import NAME, NOTE, respelled
+from qconvert.formats.onnx.tokenizer import NAME, tokenizer_notes
 from qconvert.formats.onnx.writer import Folder, overhead
 from qconvert.formats.serving.fused import module_of
 from qconvert.formats.serving.model_files import copied_files, file_notes
@@ -43,7 +43,13 @@ def plan_folder(target: str, source: Source, model: Model, choice: Choice, form:
         type=choice.type,
         tensors=tensors,
         default_name="-".join([*name, "onnx"]),
-        notes=(*model.notes, *choice.notes, *_notes(tensors, folder)),
+        notes=(
+            *model.notes,
+            *choice.notes,
+            *_notes(tensors, folder),
+            *file_notes(folder.copies),
+            *tokenizer_notes(source.folder / NAME),
+        ),
         overhead_bytes=overhead(folder, stored),
         details={
             "onnx": folder,
@@ -53,8 +59,7 @@ def plan_folder(target: str, source: Source, model: Model, choice: Choice, form:
 
 
 def _notes(tensors: Sequence[OutputTensor], folder: Folder) -> Iterator[str]:
-    """Where the form takes more room than the codes need, and what of the tokenizer is not as in
-    the model's folder."""
+    """Where the form takes more room than the codes need."""
     coded = {one.name: [store for store in folder.stores[one.name] if isinstance(store, Coded)]
              for one in tensors}  # fmt: skip
     fields = {(one.kind.bits, one.field) for found in coded.values() for one in found}
@@ -64,18 +69,10 @@ def _notes(tensors: Sequence[OutputTensor], folder: Folder) -> Iterator[str]:
     for one in tensors:
         if sum(store.part.count for store in coded[one.name]) > one.shape[0]:
             yield f"{one.name} is stored twice: as it is looked up, and as it is multiplied with"
-    if NAME in folder.files:
-        yield NOTE
-    else:
-        yield from file_notes(folder.copies)
 
 
 def _folder(source: Source, model: Model, drawing: Drawing, dialect: Dialect) -> Folder:
     places, size = offsets(drawing.regions)
-    copies = copied_files(source)
-    tokenizer = respelled(copies[NAME]) if NAME in copies else None
-    if tokenizer is not None:
-        del copies[NAME]
     return Folder(
         stores={name: tuple(stores) for name, stores in drawing.stores.items()},
         regions={name: (places[name], nbytes) for name, nbytes in drawing.regions.items()},
@@ -85,9 +82,8 @@ def _folder(source: Source, model: Model, drawing: Drawing, dialect: Dialect) ->
         files={
             CONFIG: genai_config(source, model, shares_buffer=dialect.shares_buffer),
             "model.onnx": model_bytes(model, drawing, dialect),
-            **({} if tokenizer is None else {NAME: tokenizer}),
         },
-        copies=copies,
+        copies=copied_files(source),
     )
 
 

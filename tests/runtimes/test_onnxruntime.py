@@ -209,8 +209,7 @@ def test_control_tokens(exact: Session) -> None:
         exact.tokenize("a<s>b")
 
 
-def test_digits_beyond_ascii(tiny_model: Write, tmp_path: Path) -> None:
-    """onnxruntime-genai's own `Digits` knows those of ASCII alone; the folder spells it out."""
+def test_digits_beyond_ascii_are_misread_and_said(tiny_model: Write, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(tiny_model("llama"), source)
     path = source / "tokenizer.json"
@@ -220,10 +219,14 @@ def test_digits_beyond_ascii(tiny_model: Write, tmp_path: Path) -> None:
         "type": "Sequence", "pretokenizers": [digits, known["pre_tokenizer"]],
     }  # fmt: skip
     path.write_text(json.dumps(known), encoding="utf-8")
-    convert(source, "onnx", out=tmp_path / "out", threads=1, asked=Asked(method="rtn"))
+    done = convert(source, "onnx", out=tmp_path / "out", threads=1, asked=Asked(method="rtn"))
     tokenizer = Tokenizer.from_file(str(path))
+    misread = RUNTIME.misreads(tokenizer)
+    assert {"²", "①", "٣"} <= misread.keys()
+    assert not {"a", "1", " ", "é"} & misread.keys()
+    assert set(done.plan.notes) & set(misread.values())
     with RUNTIME.open(tmp_path / "out", threads=1, context=64) as session:
-        for text in ("x² and ½ of ①②", "٣٤ Ⅷ 12 345"):
+        for text in (" 12 345 a7\t\tb", "x1 y22\n\n 3"):
             assert session.tokenize(text) == tokenizer.encode(text, add_special_tokens=False).ids
 
 
