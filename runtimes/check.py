@@ -9,7 +9,7 @@ in another way than is checked (`also_checked`) is measured and judged in both.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -32,11 +32,6 @@ from qconvert.runtimes.weights import WeightCheck
 NOISE_WINDOWS = 2  # the expected noise is measured on this many: each costs one more forward pass
 
 Progress = Callable[[str, int, int], None]
-
-
-def no_characters(tokenizer: Tokenizer) -> Mapping[str, str]:
-    """What a runtime misreads that does not say."""
-    return {}
 
 
 def check(
@@ -76,10 +71,9 @@ def check(
         if tokenizer is None:
             found.notes.append("no tokenizer.json: the runtime's own tokens, not compared")
         else:
-            misreads = getattr(runtime, "misreads", no_characters)(tokenizer)
+            misreads = getattr(runtime, "misreads", {})
             found.tokens = session.tokens(tokenizer, "".join(misreads))
-            lines = dict.fromkeys(misreads.values())
-            found.notes.extend(f"{why}; left out of the comparison" for why in lines)
+            found.notes.extend(f"{why}; left out of the comparison" for why in misreads.values())
         with _source(source, pieces, runtime, floor, cores, found, progress) as spool:
             _decoded(source, reader, pieces, ways, spool, cores, found, progress)
         facts = RuntimeFacts(runtime.name, runtime.version(), cores, session.notes)

@@ -73,9 +73,8 @@ class Session(Protocol):
 class Runtime(Protocol):
     """More attributes are looked for: `recipes` (see `environments`; the first is of the machine at
     hand), `activation_blocks`, `float_type` and `plain_inputs` (see `noise`), `served`: the runtime
-    as users run it, for timing, where checking asks for something else; `misreads`: of
-    a model's tokenizer, the characters that its own is known to read otherwise, each with a line
-    about it; and
+    as users run it, for timing, where checking asks for something else; `misreads`: characters that
+    its tokenizer is known to read otherwise than models' do, each with a line about it; and
     `also_checked`: the runtime in another way, whose logits `check` compares and judges as well,
     under its `label`."""
 

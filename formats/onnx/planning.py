@@ -16,7 +16,7 @@ from qconvert.formats.onnx.matrices import matrices, name_of_head
 from qconvert.formats.onnx.model import Model
 from qconvert.formats.onnx.standard import Standard
 from qconvert.formats.onnx.stores import CodeColumns, CodeRows
-from qconvert.formats.onnx.tokenizer import NAME, tokenizer_notes
+from qconvert.formats.onnx.tokenizer import NAME, respelled, tokenizer_notes
 from qconvert.formats.onnx.writer import Folder, overhead
 from qconvert.formats.serving.fused import module_of
 from qconvert.formats.serving.model_files import copied_files, file_notes
@@ -47,7 +47,7 @@ def plan_folder(target: str, source: Source, model: Model, choice: Choice, form:
             *model.notes,
             *choice.notes,
             *_notes(tensors, folder),
-            *file_notes(folder.copies),
+            *file_notes(copied_files(source)),
             *tokenizer_notes(source.folder / NAME),
         ),
         overhead_bytes=overhead(folder, stored),
@@ -73,6 +73,9 @@ def _notes(tensors: Sequence[OutputTensor], folder: Folder) -> Iterator[str]:
 
 def _folder(source: Source, model: Model, drawing: Drawing, dialect: Dialect) -> Folder:
     places, size = offsets(drawing.regions)
+    copies = copied_files(source)
+    tokenizer = respelled(source.folder / NAME)
+    spelt = {} if tokenizer is None else {NAME: tokenizer}
     return Folder(
         stores={name: tuple(stores) for name, stores in drawing.stores.items()},
         regions={name: (places[name], nbytes) for name, nbytes in drawing.regions.items()},
@@ -82,8 +85,9 @@ def _folder(source: Source, model: Model, drawing: Drawing, dialect: Dialect) ->
         files={
             CONFIG: genai_config(source, model, shares_buffer=dialect.shares_buffer),
             "model.onnx": model_bytes(model, drawing, dialect),
+            **spelt,
         },
-        copies=copied_files(source),
+        copies={name: path for name, path in copies.items() if name not in spelt},
     )
 
 

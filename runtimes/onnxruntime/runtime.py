@@ -7,16 +7,10 @@ nothing hides a wrong weight; and then for the file as it is, as users run it.
 
 from __future__ import annotations
 
-import json
-import sys
-import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
-from qconvert.formats.onnx.tokenizer import DIGITS, splits_digits
 from qconvert.formats.refusal import MissingRuntime, refuse
 from qconvert.runtimes.environments import Recipe, environment, install_line
 from qconvert.runtimes.process import Launch, RuntimeFailed, Worker
@@ -70,10 +64,9 @@ class OnnxRuntime:
         """Whether MatMulNBits multiplies what it reads as it is, whatever the file says."""
         return self.level is not None and self.level < 4
 
-    def misreads(self, tokenizer: Tokenizer) -> Mapping[str, str]:
-        """Characters that are read otherwise than by `tokenizer`, each with a line about it."""
-        steps = json.loads(tokenizer.to_str()).get("pre_tokenizer")
-        return {**MISREADS, **(dict.fromkeys(_numeric(), DIGITS) if splits_digits(steps) else {})}
+    @property
+    def misreads(self) -> Mapping[str, str]:
+        return MISREADS
 
     @property
     def also_checked(self) -> OnnxRuntime:
@@ -133,12 +126,6 @@ class OnnxRuntime:
             self.timeout,
             str(environment(self.name).python),
         )
-
-
-def _numeric() -> Iterator[str]:
-    """Characters that the step `Digits` of Hugging Face's tokenizers splits off, beyond ASCII."""
-    everything = map(chr, range(128, sys.maxunicode + 1))
-    return (one for one in everything if unicodedata.category(one).startswith("N"))
 
 
 RUNTIME = OnnxRuntime()

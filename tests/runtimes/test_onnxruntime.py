@@ -209,7 +209,9 @@ def test_control_tokens(exact: Session) -> None:
         exact.tokenize("a<s>b")
 
 
-def test_digits_beyond_ascii_are_misread_and_said(tiny_model: Write, tmp_path: Path) -> None:
+def test_digits_are_split_off_as_by_the_model_s_tokenizer(
+    tiny_model: Write, tmp_path: Path
+) -> None:
     source = tmp_path / "source"
     shutil.copytree(tiny_model("llama"), source)
     path = source / "tokenizer.json"
@@ -219,14 +221,10 @@ def test_digits_beyond_ascii_are_misread_and_said(tiny_model: Write, tmp_path: P
         "type": "Sequence", "pretokenizers": [digits, known["pre_tokenizer"]],
     }  # fmt: skip
     path.write_text(json.dumps(known), encoding="utf-8")
-    done = convert(source, "onnx", out=tmp_path / "out", threads=1, asked=Asked(method="rtn"))
+    convert(source, "onnx", out=tmp_path / "out", threads=1, asked=Asked(method="rtn"))
     tokenizer = Tokenizer.from_file(str(path))
-    misread = RUNTIME.misreads(tokenizer)
-    assert {"²", "①", "٣"} <= misread.keys()
-    assert not {"a", "1", " ", "é"} & misread.keys()
-    assert set(done.plan.notes) & set(misread.values())
     with RUNTIME.open(tmp_path / "out", threads=1, context=64) as session:
-        for text in (" 12 345 a7\t\tb", "x1 y22\n\n 3"):
+        for text in ("1  2 12 345", "a7\t\tb", "        8", "x² and ½ of ①②", "٣٤ Ⅷ it's 1st"):
             assert session.tokenize(text) == tokenizer.encode(text, add_special_tokens=False).ids
 
 
