@@ -68,6 +68,18 @@ def calibration(calibrated: dict[str, Any] | None) -> str:
     return f"{facts['origin']}: {facts['rows']} rows of {facts['length']} tokens"
 
 
+def as_users_run_it(checked: dict[str, Any]) -> dict[str, str]:
+    """What comes out where users run the output otherwise than it is proved, if they do."""
+    other = checked.get("also")
+    if not other or not other["total"]:
+        return {}
+    found = other["total"]
+    return {
+        "as users run it": f"{found['kl_mean']:.4f} nats, perplexity {found['perplexity_q']:.2f},"
+        f" top-1 {found['top1']:.1%}"
+    }
+
+
 def rows(
     model: Path, made: dict[str, Any], checked: dict[str, Any], timed: dict[str, Any]
 ) -> dict[str, str]:
@@ -88,6 +100,7 @@ def rows(
         f" {cost['kl_mean']:.4f} from the file alone",
         "perplexity": f"{total['perplexity_q']:.2f} (source {total['perplexity_p']:.2f})",
         "top-1 agreement": f"{total['top1']:.1%}",
+        **as_users_run_it(checked),
         "check": checked["verdict"],
         "runtime": f"{runtime['name']} {runtime['version']}, {runtime['threads']} threads",
         "prompt": f"{rates['prompt_tokens_per_s']:.0f} tokens/s"
