@@ -43,11 +43,13 @@ class Choice:
 def asked(request: Request) -> tuple[Wish, tuple[tuple[str, Wish], ...]]:
     """(the wish for all, wishes by pattern); `Refused` with all that contradicts itself."""
     reasons: list[Reason] = []
-    wish, layers = Wish(0), list(request.layers)
+    wish, layers, main = Wish(4), list(request.layers), request.type
     with collecting(reasons):
         main, exceptions = split_type(request.type)
         layers += exceptions
-        wish = _refined(_main(main, request.bits), main, request)
+        wish = _main(main, request.bits)
+    with collecting(reasons):  # also of a width that there is not
+        wish = _refined(wish, main, request)
     found = []
     for pattern, text in layers:
         with collecting(reasons):

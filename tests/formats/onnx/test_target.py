@@ -153,8 +153,9 @@ def test_what_no_graph_would_compute(
 
 
 def test_all_reasons_are_told_at_once(plan: Callable[..., Plan]) -> None:
-    said = refused(lambda: plan(request=Request(bits=5), hidden_act="relu", eos_token_id=None))
-    assert all(part in said for part in ("--bits 5", "'relu'", "eos_token_id"))
+    request = Request(bits=5, group=48)
+    said = refused(lambda: plan(request=request, hidden_act="relu", eos_token_id=None))
+    assert all(part in said for part in ("--bits 5", "--group 48", "'relu'", "eos_token_id"))
 
 
 @pytest.mark.parametrize("version", ["1.15.0", "1.9"])
