@@ -55,7 +55,7 @@ def _as_stored(due: OutputTensor, rows: Rows) -> Rows:
         return rows if due.row_order is None else rows.take_rows(due.row_order)
     if isinstance(rows, QuantizedTensor):
         raise ValueError(f"{due.name} wants float values")
-    values = rows.reshape(due.shape) if len(due.shape) == 1 else rows
+    values = rows.reshape(due.shape) if len(due.shape) < 2 else rows
     if due.row_order is not None:
         values = values[due.row_order]
     return values + np.float32(due.add) if due.add else values

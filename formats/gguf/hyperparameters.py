@@ -2,60 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from qconvert.formats.gguf.architecture import GELU_TANH, Architecture
-from qconvert.formats.refusal import Reason
+from qconvert.formats.settings import Settings
 
 MAX_BLOCKS = 512  # LLAMA_MAX_LAYERS of llama.cpp
-
-
-class Settings:
-    """config.json under Llama's names, with transformers' defaults for keys that it lacks."""
-
-    def __init__(self, config: Mapping[str, Any], arch: Architecture) -> None:
-        self._config, self._arch = config, arch
-        self.reasons: list[Reason] = []
-
-    def get(self, key: str) -> Any:
-        own = self._arch.keys.get(key, key)
-        for name in (own, key):
-            if name in self._config:
-                return self._config[name]
-        return self._arch.defaults.get(own)
-
-    def count(self, key: str, fallback: int | None = None) -> int:
-        """A positive integer; without one, `fallback`, else a reason is noted and 1 returned."""
-        value = self.get(key)
-        if value is None and fallback is not None:
-            return fallback
-        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31:
-            return value
-        self._note(key, value, "a positive integer")
-        return 1
-
-    def number(self, key: str) -> float:
-        """A positive finite number; without one, a reason is noted and 1.0 returned."""
-        value = self.get(key)
-        if is_number(value) and value > 0:
-            return float(value)
-        self._note(key, value, "a positive number")
-        return 1.0
-
-    def refuse(self, problem: str, remedy: str = "") -> None:
-        self.reasons.append(Reason(problem, remedy))
-
-    def _note(self, key: str, value: Any, wanted: str) -> None:
-        own = self._arch.keys.get(key, key)
-        self.refuse(f"config.json: {own} is {value!r}", f"{wanted} is needed there")
-
-
-def is_number(value: Any) -> bool:
-    """True for a finite int or float that is no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from qconvert.formats.gguf.architecture import Architecture
 from qconvert.formats.gguf.architectures import ARCHITECTURES
-from qconvert.formats.gguf.hyperparameters import Hyperparameters, Settings, read_hyperparameters
+from qconvert.formats.gguf.hyperparameters import Hyperparameters, read_hyperparameters
 from qconvert.formats.gguf.layout import Placed, place
 from qconvert.formats.gguf.rope import Rope, read_rope
 from qconvert.formats.refusal import raise_if_any, refuse
+from qconvert.formats.settings import Settings
 from qconvert.formats.source import Source
 
 
@@ -34,7 +35,7 @@ def read_model(source: Source) -> Model:
             f"GGUF has no architecture for {source.model_type!r}",
             f"it has them for {', '.join(sorted(ARCHITECTURES))}",
         )
-    settings = Settings(source.config, arch)
+    settings = Settings(source.config, arch.defaults, arch.keys)
     sizes = read_hyperparameters(settings, arch)
     rope = read_rope(settings, arch, sizes)
     raise_if_any(settings.reasons)

@@ -16,7 +16,8 @@ from gguf.constants import MODEL_TENSOR
 from numpy.typing import NDArray
 
 from qconvert.formats.gguf.architecture import Architecture
-from qconvert.formats.gguf.hyperparameters import Hyperparameters, Settings, is_number
+from qconvert.formats.gguf.hyperparameters import Hyperparameters
+from qconvert.formats.settings import Settings, is_number, rope_kind
 
 _HANDLED = {
     "rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings",
@@ -58,7 +59,7 @@ def read_rope(settings: Settings, arch: Architecture, sizes: Hyperparameters) ->
     full, local = _parameters(settings, arch)
     if unknown := set(full) - _HANDLED:
         settings.refuse(f"config.json: unknown rope parameters {', '.join(sorted(unknown))}")
-    kind = _kind(full)
+    kind = rope_kind(full)
     dims = _rotated_dims(settings, arch, full, sizes.head_dim)
     theta = _number(settings, full, "rope_theta", settings.get("rope_theta"))
     base = Rope(theta, dims, _local_theta(settings, arch, local))
@@ -73,29 +74,11 @@ def read_rope(settings: Settings, arch: Architecture, sizes: Hyperparameters) ->
     return _SCALED[kind](settings, full, sizes, base)
 
 
-def _kind(given: Mapping[str, Any]) -> str:
-    """Phi-3's configurations say "su" or "yarn" and mean longrope; transformers reads them so."""
-    kind = str(given.get("rope_type", given.get("type")) or "default").lower()
-    return "longrope" if kind in ("su", "yarn") and "short_factor" in given else kind
-
-
 def _parameters(
     settings: Settings, arch: Architecture
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """(parameters of full attention, of sliding attention): `rope_parameters` or `rope_scaling`."""
-    found = settings.get("rope_parameters")
-    found = found if found is not None else settings.get("rope_scaling")
-    if found is None:
-        return {}, {}
-    if not isinstance(found, Mapping):
-        settings.refuse(f"config.json: the rope parameters are {found!r}, not an object")
-        return {}, {}
-    if not {"full_attention", "sliding_attention"} & set(found):
-        return found, {}
-    full, local = found.get("full_attention") or {}, found.get("sliding_attention") or {}
-    if not isinstance(full, Mapping) or not isinstance(local, Mapping):
-        settings.refuse("config.json: the rope parameters of a layer type are not an object")
-        return {}, {}
+    """(parameters of full attention, of sliding attention)."""
+    full, local = settings.rope_parameters()
     if not arch.local_rope and local and dict(local) != dict(full):
         settings.refuse(
             f"rope parameters differ by layer type: llama.cpp's {arch.name} has one rope for all"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from qconvert.formats.floats import encode_floats
 from qconvert.formats.gguf.header import padded
 from qconvert.formats.gguf.shards import Shard, shard_paths
+from qconvert.formats.ordered import OrderedSink, Rows
 from qconvert.formats.target import OutputTensor, Plan
 from qconvert.formats.tensor import QuantizedTensor
 
@@ -58,41 +59,20 @@ class GgufSink:
     """Takes the plan's tensors in order, rows in order. Anything else is a `ValueError`."""
 
     def __init__(self, plan: Plan, shards: Sequence[Shard], parts: Sequence[Path]) -> None:
-        self._plan, self._shards, self._parts = plan, shards, parts
+        self._shards, self._parts = shards, parts
+        self._ordered = OrderedSink(plan, self._take)
         self._file: BinaryIO | None = None
         self._shard = -1  # the one that is open
         self._next = 0  # the tensor that is being written
-        self._rows = 0  # how many of its rows are
         self._open_for_next()
 
-    def write(self, tensor: OutputTensor, rows: QuantizedTensor | NDArray[np.float32]) -> None:
-        """Append rows of `tensor`: applies its row order and `add`, packs, writes."""
-        if self._next == len(self._plan.tensors):
-            raise ValueError(f"{tensor.name}: all tensors have been written")
-        due = self._plan.tensors[self._next]
-        if tensor is not due and tensor.name != due.name:
-            raise ValueError(f"{tensor.name} was written where {due.name} is due")
-        total = _row_count(due)
-        count = 1 if len(due.shape) == 1 else rows.shape[0]
-        if self._rows + count > total or (due.row_order is not None and count != total):
-            raise ValueError(f"{due.name}: rows {self._rows} + {count} of {total}")
-        raw = _packed(due, rows)
-        if raw.nbytes * total != due.nbytes * count:
-            raise ValueError(f"{due.name}: {raw.nbytes} bytes in {count} rows of {due.dtype}")
-        self._write(raw.data)
-        self._rows += count
-        if self._rows == total:
-            self._write(bytes(padded(due.nbytes) - due.nbytes))
-            self._next, self._rows = self._next + 1, 0
-            self._open_for_next()
+    def write(self, tensor: OutputTensor, rows: Rows) -> None:
+        """Append rows of `tensor`, packed."""
+        self._ordered.write(tensor, rows)
 
     def finish(self) -> None:
         """Close the last file; `ValueError` unless every tensor has been written in full."""
-        missing = self._plan.tensors[self._next :]
-        if missing:
-            raise ValueError(
-                f"{len(missing)} tensors were not written, the first is {missing[0].name}"
-            )
+        self._ordered.finish()
         self.close()
         for part, shard in zip(self._parts, self._shards, strict=True):
             if part.stat().st_size != shard.size:
@@ -102,6 +82,19 @@ class GgufSink:
         file, self._file = self._file, None
         if file is not None:
             file.close()
+
+    def _take(self, due: OutputTensor, rows: Rows, start: int) -> None:
+        """As `formats.ordered.Put`."""
+        total = due.shape[0] if len(due.shape) > 1 else 1
+        count = rows.shape[0] if len(due.shape) > 1 else 1
+        raw = _packed(due, rows)
+        if raw.nbytes * total != due.nbytes * count:
+            raise ValueError(f"{due.name}: {raw.nbytes} bytes in {count} rows of {due.dtype}")
+        self._write(raw.data)
+        if start + count == total:
+            self._write(bytes(padded(due.nbytes) - due.nbytes))
+            self._next += 1
+            self._open_for_next()
 
     def _open_for_next(self) -> None:
         """Go on to the next file where the tensor that is due begins one."""
@@ -118,24 +111,9 @@ class GgufSink:
         self._file.write(raw)
 
 
-def _row_count(tensor: OutputTensor) -> int:
-    return 1 if len(tensor.shape) == 1 else tensor.shape[0]
-
-
-def _packed(
-    tensor: OutputTensor, rows: QuantizedTensor | NDArray[np.float32]
-) -> NDArray[np.generic]:
-    """The bytes of some rows in the order of the file."""
-    if tensor.grid is not None:
-        if not isinstance(rows, QuantizedTensor) or rows.grid != tensor.grid.name:
-            raise ValueError(f"{tensor.name} wants codes of {tensor.dtype}")
-        ordered = rows if tensor.row_order is None else rows.take_rows(tensor.row_order)
-        return np.ascontiguousarray(tensor.grid.pack(ordered))
+def _packed(tensor: OutputTensor, rows: Rows) -> NDArray[np.generic]:
+    """The bytes of some rows."""
     if isinstance(rows, QuantizedTensor):
-        raise ValueError(f"{tensor.name} wants float values")
-    values = rows.reshape(-1) if len(tensor.shape) == 1 else rows
-    if tensor.row_order is not None:
-        values = values[tensor.row_order]
-    if tensor.add:
-        values = values + np.float32(tensor.add)
-    return np.ascontiguousarray(encode_floats(values, tensor.dtype, tensor.name))
+        assert tensor.grid is not None
+        return np.ascontiguousarray(tensor.grid.pack(rows))
+    return np.ascontiguousarray(encode_floats(rows, tensor.dtype, tensor.name))

@@ -9,8 +9,8 @@ from typing import Any
 
 from qconvert.formats.onnx.architectures import ACTIVATIONS, ARCHITECTURES, Architecture
 from qconvert.formats.onnx.rope import Rope, read_ropes
-from qconvert.formats.onnx.settings import Settings
 from qconvert.formats.refusal import Reason, raise_if_any, refuse
+from qconvert.formats.settings import Settings
 from qconvert.formats.source import Source
 
 LONGEST = 131_072

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.formats.onnx.architectures import ROPES, Architecture
-from qconvert.formats.onnx.settings import Settings, is_number
+from qconvert.formats.settings import Settings, is_number, rope_kind
 
 Floats = NDArray[np.float32]
 
@@ -87,7 +87,7 @@ class _Given:
 
 def read_ropes(settings: Settings, arch: Architecture, head_size: int) -> tuple[Rope, Rope]:
     """(rope of full attention, rope of sliding attention); what cannot be computed is noted."""
-    full, local = _parameters(settings)
+    full, local = settings.rope_parameters()
     rope = _rope(settings, arch, full, settings.get("rope_theta"), head_size)
     if not arch.local_rope:
         if local and dict(local) != dict(full):
@@ -98,31 +98,12 @@ def read_ropes(settings: Settings, arch: Architecture, head_size: int) -> tuple[
     return rope, _rope(settings, arch, local, base, head_size)
 
 
-def _parameters(settings: Settings) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    found = settings.get("rope_parameters")
-    found = found if found is not None else settings.get("rope_scaling")
-    if found is None:
-        return {}, {}
-    if not isinstance(found, Mapping):
-        settings.refuse(f"config.json: the rope parameters are {found!r}, not an object")
-        return {}, {}
-    if not {"full_attention", "sliding_attention"} & set(found):
-        return found, {}
-    full, local = found.get("full_attention") or {}, found.get("sliding_attention") or {}
-    if not isinstance(full, Mapping) or not isinstance(local, Mapping):
-        settings.refuse("config.json: the rope parameters of a layer type are not an object")
-        return {}, {}
-    return full, local
-
-
 def _rope(
     settings: Settings, arch: Architecture, fields: Mapping[str, Any], base: Any, head_size: int
 ) -> Rope:
     if unknown := set(fields) - _KNOWN:
         settings.refuse(f"config.json: unknown rope parameters {', '.join(sorted(unknown))}")
-    kind = str(fields.get("rope_type", fields.get("type")) or "default").lower()
-    if kind in ("su", "yarn") and "short_factor" in fields:  # so Phi-3's older configurations
-        kind = "longrope"
+    kind = rope_kind(fields)
     theta = settings.number("rope_theta", fields, base)
     dims = _rotated(settings, arch, fields, head_size)
     given = _Given(settings, fields, theta, dims)

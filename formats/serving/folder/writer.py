@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from qconvert.formats.checkpoint_files import INDEX
 from qconvert.formats.destination import appearing, destination_problems
 from qconvert.formats.floats import encode_floats
+from qconvert.formats.ordered import OrderedSink, Rows
 from qconvert.formats.refusal import raise_if_any
 from qconvert.formats.serving.container import Array, Entry
 from qconvert.formats.serving.folder.gather import Gathered
@@ -78,48 +79,25 @@ class FolderSink:
     """Takes the plan's tensors in order, rows in order. Anything else is a `ValueError`."""
 
     def __init__(self, plan: Plan, shards: tuple[Shard, ...], part: Path) -> None:
-        self._plan, self._folder, self._part = plan, folder_of(plan), part
+        self._folder, self._part = folder_of(plan), part
+        self._ordered = OrderedSink(plan, self._take)
         self._shards = iter(shards)
         self._shard: Shard | None = None
         self._left = 0  # tensors of the open shard that are still to come
         self._file: BinaryIO | None = None
-        self._next = 0  # the tensor that is being written
-        self._rows = 0  # how many of its rows are
         self._gathered: Gathered | None = None
         self._measured: dict[str, float] = {}
         self._open_for_next()
 
-    def write(self, tensor: OutputTensor, rows: QuantizedTensor | NDArray[np.float32]) -> None:
+    def write(self, tensor: OutputTensor, rows: Rows) -> None:
         """Append rows of `tensor`. Codes are gathered, and packed when the linear is whole; floats
-        are written at once. Applies its row order and `add`."""
-        if self._next == len(self._plan.tensors):
-            raise ValueError(f"{tensor.name}: all tensors have been written")
-        due = self._plan.tensors[self._next]
-        if tensor is not due and tensor.name != due.name:
-            raise ValueError(f"{tensor.name} was written where {due.name} is due")
-        total = due.shape[0] if len(due.shape) > 1 else 1
-        count = rows.shape[0] if len(due.shape) > 1 else 1
-        if self._rows + count > total or (due.row_order is not None and count != total):
-            raise ValueError(f"{due.name}: rows {self._rows} + {count} of {total}")
-        if due.grid is not None:
-            self._take_codes(due, rows)
-        else:
-            self._take_floats(due, rows)
-        self._rows += count
-        if self._rows == total:
-            if due.grid is not None:
-                self._pack(due)
-            self._next, self._rows, self._left = self._next + 1, 0, self._left - 1
-            self._open_for_next()
+        are written at once."""
+        self._ordered.write(tensor, rows)
 
     def finish(self) -> None:
         """Write the files that are made of measured numbers, and close; `ValueError` unless every
         tensor has been written in full."""
-        missing = self._plan.tensors[self._next :]
-        if missing:
-            raise ValueError(
-                f"{len(missing)} tensors were not written, the first is {missing[0].name}"
-            )
+        self._ordered.finish()
         self.close()
         for name, made in self._folder.made.items():
             (self._part / name).write_bytes(made(self._measured))
@@ -141,20 +119,24 @@ class FolderSink:
             self._file.write(shard.placed.header)
             self._file.truncate(shard.placed.size)
 
-    def _take_codes(self, due: OutputTensor, rows: QuantizedTensor | NDArray[np.float32]) -> None:
-        assert due.grid is not None
-        if not isinstance(rows, QuantizedTensor) or rows.grid != due.grid.name:
-            raise ValueError(f"{due.name} wants codes of {due.grid.name}")
-        if self._gathered is None:
-            self._gathered = Gathered(rows, due.shape[0])
-        self._gathered.add(rows)
+    def _take(self, due: OutputTensor, rows: Rows, start: int) -> None:
+        """As `formats.ordered.Put`."""
+        if isinstance(rows, QuantizedTensor):
+            if self._gathered is None:
+                self._gathered = Gathered(rows, due.shape[0])
+            self._gathered.add(rows)
+        else:
+            self._take_floats(due, rows, start)
+        if len(due.shape) < 2 or start + rows.shape[0] == due.shape[0]:
+            if due.grid is not None:
+                self._pack(due)
+            self._left -= 1
+            self._open_for_next()
 
     def _pack(self, due: OutputTensor) -> None:
         assert self._gathered is not None
         assert self._folder.container is not None
         whole, self._gathered = self._gathered.whole(), None
-        if due.row_order is not None:
-            whole = whole.take_rows(due.row_order)
         linear = self._folder.linears[due.name]
         arrays = self._folder.container.pack(linear, whole, self._folder.float_type)
         entries = self._folder.entries[due.name]
@@ -166,17 +148,12 @@ class FolderSink:
                 raise ValueError(f"{entry.name}: {array.dtype} {array.shape}, planned {entry}")
             self._put(entry, 0, array)
 
-    def _take_floats(self, due: OutputTensor, rows: QuantizedTensor | NDArray[np.float32]) -> None:
-        if isinstance(rows, QuantizedTensor):
-            raise ValueError(f"{due.name} wants float values")
-        values = rows if due.row_order is None else rows[due.row_order]
-        if due.add:
-            values = values + np.float32(due.add)
+    def _take_floats(self, due: OutputTensor, values: NDArray[np.float32], start: int) -> None:
         if due.statistic is not None:
             self._measured[due.name] = float(np.asarray(values).reshape(()))
         for entry in self._folder.entries[due.name]:
             width = entry.nbytes // due.shape[0] if len(due.shape) > 1 else 0
-            self._put(entry, self._rows * width, encode_floats(values, entry.dtype, entry.name))
+            self._put(entry, start * width, encode_floats(values, entry.dtype, entry.name))
 
     def _put(self, entry: Entry, offset: int, array: Array) -> None:
         """Write `array` into the place of `entry`, `offset` bytes from its begin."""

@@ -9,7 +9,7 @@ import pytest
 
 from qconvert.formats.onnx.architectures import ARCHITECTURES
 from qconvert.formats.onnx.rope import read_ropes
-from qconvert.formats.onnx.settings import Settings
+from qconvert.formats.settings import Settings
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
 LONG = {
