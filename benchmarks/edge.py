@@ -13,16 +13,14 @@ Prints one JSON line each; rates are those of one run, one form after another.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # left out under PYTHONSAFEPATH
-from command import Line, qconvert
+from command import Line, parser_of, print_lines, qconvert
 
 FORMS = (
     "onnx:int4", "onnx:int4:onnx-form=qdq", "onnx:int8", "onnx:float32",
@@ -132,27 +130,11 @@ def read_forms(text: str) -> list[Form]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--calib", default="default", help="as qconvert's --calib")
-    parser.add_argument("--calib-rows", type=int, default=32)
-    parser.add_argument("--calib-length", type=int, default=512)
-    parser.add_argument("--text", type=Path, help="to judge on; default: that of qconvert check")
-    parser.add_argument("--windows", type=int, default=4)
-    parser.add_argument("--length", type=int, default=512)
+    parser = parser_of(__doc__, threads=2)
     parser.add_argument("--prompt", type=int, default=128, help="tokens of a timed prompt")
-    parser.add_argument("--method", help="default: that of qconvert")
     parser.add_argument("--forms", type=read_forms, default=read_forms(",".join(FORMS)))
     parser.add_argument("--builder", type=Path, help="interpreter that has the builder")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--keep", type=Path, help="a folder to leave everything in")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="qconvert-edge-") as scratch:
-        folder = (options.keep or Path(scratch)).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        for line in lines(options, folder):
-            print(json.dumps(line), flush=True)
-            print(brief(line), file=sys.stderr, flush=True)
+    print_lines(parser.parse_args(), lines, brief)
 
 
 if __name__ == "__main__":

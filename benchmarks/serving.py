@@ -12,14 +12,12 @@ once: its other containers are written from the kept work folder, so they hold t
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # left out under PYTHONSAFEPATH
-from command import Line, qconvert
+from command import Line, parser_of, print_lines, qconvert
 
 FORMS = (
     "w4a16-g128/compressed-tensors",
@@ -94,25 +92,9 @@ def brief(line: Line) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--calib", default="default", help="as qconvert's --calib")
-    parser.add_argument("--calib-rows", type=int, default=32)
-    parser.add_argument("--calib-length", type=int, default=512)
-    parser.add_argument("--text", type=Path, help="to judge on; default: that of qconvert check")
-    parser.add_argument("--windows", type=int, default=4)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--method", help="default: that of qconvert for the type")
+    parser = parser_of(__doc__, threads=1)
     parser.add_argument("--forms", default=",".join(FORMS), type=lambda text: text.split(","))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--keep", type=Path, help="a folder to leave everything in")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="qconvert-serving-") as scratch:
-        folder = options.keep or Path(scratch)
-        folder.mkdir(parents=True, exist_ok=True)
-        for line in lines(options, folder):
-            print(json.dumps(line), flush=True)
-            print(brief(line), file=sys.stderr, flush=True)
+    print_lines(parser.parse_args(), lines, brief)
 
 
 if __name__ == "__main__":
