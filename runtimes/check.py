@@ -68,12 +68,7 @@ def check(
         ways = open_ways(runtime, out, cores, length, stack)
         session = ways[0].session
         pieces = _cut(content, source.folder, tokenizer, session, windows, length)
-        if tokenizer is None:
-            found.notes.append("no tokenizer.json: the runtime's own tokens, not compared")
-        else:
-            misreads = getattr(runtime, "misreads", {})
-            found.tokens = session.tokens(tokenizer, "".join(misreads))
-            found.notes.extend(f"{why}; left out of the comparison" for why in misreads.values())
+        _tokens(runtime, tokenizer, session, found)
         with _source(source, pieces, runtime, floor, cores, found, progress) as spool:
             _decoded(source, reader, pieces, ways, spool, cores, found, progress)
         facts = RuntimeFacts(runtime.name, runtime.version(), cores, session.notes)
@@ -124,6 +119,16 @@ def _cut(
     if session.session is None:
         raise refuse(f"{folder} has no tokenizer.json, and the runtime fails: {session.failure}")
     return cut(content, session.session.tokenize, count=count, length=length)
+
+
+def _tokens(runtime: Runtime, tokenizer: Tokenizer | None, session: Guarded, found: Found) -> None:
+    """The runtime's tokens beside the model's, but for characters that it is known to misread."""
+    if tokenizer is None:
+        found.notes.append("no tokenizer.json: the runtime's own tokens, not compared")
+        return
+    misreads = getattr(runtime, "misreads", {})
+    found.tokens = session.tokens(tokenizer, "".join(misreads))
+    found.notes.extend(f"{why}; left out of the comparison" for why in misreads.values())
 
 
 def _source(
