@@ -40,7 +40,7 @@ from qconvert.formats.target import target_named
 from qconvert.pipeline import convert
 from qconvert.runtimes.noise import Rounding
 
-TYPES = ("w8a8", "w8a8-static", "fp8", "fp8-tensor")
+TYPES = ("w8a8", "w8a8-static", "fp8-channel", "fp8-tensor")
 METHODS = ("rtn", "smoothquant", "osplus", "quarot+nearest", "gptq", "smoothquant+gptq",
            "osplus+gptq", "quarot+gptq")  # fmt: skip
 BEHIND = {

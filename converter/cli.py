@@ -163,7 +163,7 @@ def check_command(
 
     target = target_of(out)
     source = open_checkpoint(model)
-    runtime = chosen_runtime(target, runtime_name, runtime_path)
+    runtime = chosen_runtime(target, out, runtime_name, runtime_path)
     with runtime_faults(runtime), bar("windows") as progress, ExitStack() as stack:
         floor = None if no_floor else stack.enter_context(float_output(source, target, out))
         found = check(
@@ -198,7 +198,7 @@ def bench_command(
     from qconvert.runtimes.report import bench_view
 
     target = target_of(out)
-    runtime = chosen_runtime(target, runtime_name, runtime_path)
+    runtime = chosen_runtime(target, out, runtime_name, runtime_path)
     with runtime_faults(runtime):
         found = bench(
             out, reader=target.reader(out), runtime=runtime, prompt=prompt, generate=generate,
@@ -265,11 +265,12 @@ def target_of(path: Path) -> Target:
     return target
 
 
-def chosen_runtime(target: Target, name: str | None, own_build: Path | None) -> Runtime:
-    """A usable runtime for the outputs of `target`; `Refused` or `MissingRuntime` otherwise."""
+def chosen_runtime(target: Target, path: Path, name: str | None, own_build: Path | None) -> Runtime:
+    """A usable runtime for the output `path` of `target`; `Refused` or `MissingRuntime` if none."""
     from qconvert.runtimes.runtime import runtimes
 
-    read_by = (target.name, *getattr(target, "also", ()))
+    also = getattr(target, "also_read_by", None)
+    read_by = (target.name, *(() if also is None else also(path)))
     found = sorted(runtimes().values(), key=lambda one: one.target != target.name)
     known = {one.name: one for one in found if one.target in read_by}
     if not known or (name is not None and name not in known):

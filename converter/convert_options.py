@@ -83,7 +83,8 @@ def serving_options() -> Decorators:
                      help="The layout of the files: compressed-tensors, gptq, awq, fp8, modelopt."
                      " Default: the first in which the target runs the scheme."),
         click.option("--kv", metavar="TYPE",
-                     help="Also calibrate and store scales for a KV cache of this type: fp8."),
+                     help="Also calibrate and store scales for a KV cache of this type: fp8; for"
+                     " trtllm also nvfp4."),
         click.option("--layer", "layers", multiple=True, callback=read_layers,
                      metavar="PATTERN=SCHEME",
                      help="Another scheme, or float, for the linears whose name matches:"
@@ -125,6 +126,11 @@ def method_options() -> Decorators:
                      show_default=True,
                      help="0 is quick; 2 and more take longer for less error, where a method can"
                      " make use of it."),
+        click.option("--activation-scales", type=click.Choice(["max", "percentile", "mse"]),
+                     default=DEFAULT.activation_scales, show_default=True,
+                     help="How fixed scales of activations are chosen, for --static, nvfp4 and"
+                     " w4a8: to cover the largest value seen, all but the largest few, or for the"
+                     " least squared error."),
         click.option("--seed", type=click.IntRange(min=0), default=DEFAULT.seed, metavar="N",
                      show_default=True,
                      help="For all that is drawn by chance. The same seed gives the same bytes."),

@@ -33,7 +33,7 @@ GROUPS = {
         "tp",
     ),
     "Method": ("method", "effort", "seed", "device", "compute", "threads"),
-    "Calibration": ("calib", "calib_rows", "calib_length", "calib_chat"),
+    "Calibration": ("calib", "calib_rows", "calib_length", "calib_chat", "activation_scales"),
     "Work folder": ("work", "keep_work", "resume"),
     "Report": ("report_folder", "report"),
 }

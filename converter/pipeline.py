@@ -188,6 +188,12 @@ def _write(sink: Sink, tensor: OutputTensor, job: Job, threads: int) -> None:
         found = tensor.statistic.stored(job.source.largest(tensor.statistic))
         sink.write(tensor, np.full(tensor.shape, found, np.float32))
         return
+    if tensor.column_scale:
+        kept = (
+            job.source.column_scale(tensor.column_scale) if isinstance(job.source, Bundle) else None
+        )
+        sink.write(tensor, np.ones(tensor.shape, np.float32) if kept is None else kept)
+        return
     if tensor.source is None:
         assert tensor.values is not None
         sink.write(tensor, tensor.values)

@@ -77,7 +77,7 @@ def _mix(kept: Mapping[str, list[int]], blocks: int) -> str:
 
 
 def _scales(
-    container: Container | None, modules: tuple[str, str], weights: tuple[str, str]
+    container: Container | None, modules: tuple[str, str], weights: tuple[str, str], kv: str
 ) -> tuple[Measured, ...]:
     """Of keys after RoPE and of values; found whatever the container, and stored in no tensor."""
     return (

@@ -38,7 +38,7 @@ class Request:
     symmetric: bool | None = None
     static: bool | None = None  # activation scales fixed by calibration, not made for each token
     container: str | None = None  # the layout that holds the scheme: "gptq"
-    kv: str | None = None  # type of the KV cache that scales are written for: "fp8"
+    kv: str | None = None  # type of the KV cache that scales are written for: "fp8", "nvfp4"
     layers: tuple[tuple[str, str], ...] = ()  # (pattern of linears, scheme or "float"), first wins
     hardware: str | None = None  # what must run it: "cpu", "hopper"; None: any at all
     tp: int | None = None  # ranks of tensor parallelism that every shape must be cut for
@@ -93,6 +93,10 @@ class OutputTensor:
     input_rounding: InputRounding | None = None
     """How a runtime rounds what this linear reads; a `per` of -1 without a `scale` is fixed by
     calibration, and so is the scale of the tensor beside those of 16 columns in fp4."""
+    column_scale: str = ""
+    """Not empty: `source` and `values` are None, and this is the vector [in] by which a runtime
+    multiplies what the linear with this source weight reads, before it rounds that: a scale of the
+    channels that a transform leaves to the file to hold. 1 where none does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,19 +203,23 @@ class InputRounding:
 
 @dataclass(frozen=True, slots=True)
 class CacheRounding:
-    """Scales of a KV cache in fp8 (e4m3), of one block: what is kept is value / scale."""
+    """Scales of a KV cache, of one block: what is kept is value / scale, in e4m3; in nvfp4 it is
+    e2m1 under an e4m3 scale for 16 columns of a head."""
 
     key: float
     value: float
+    kind: Literal["fp8", "nvfp4"] = "fp8"
 
 
 class Reader(Protocol):
     """The reading side of a target.
 
-    A file that has activations or the KV cache rounded says so in two more attributes, looked for
-    by `runtimes.noise`: `input_rounding`, checkpoint name of a weight -> `InputRounding`, and
-    `cache_rounding`, block -> `CacheRounding`. A file that does not hold the checkpoint's names has
-    `input_rounding_of(source)` in place of the first.
+    A file that has activations or the KV cache rounded says so in more attributes, looked for
+    by `runtimes.noise`: `input_rounding`, checkpoint name of a weight -> `InputRounding`;
+    `column_scales`, the same name -> the vector [in] by which inputs are multiplied before they are
+    rounded (what `decode` gives has taken it in); and `cache_rounding`, block -> `CacheRounding`.
+    A file that does not hold the checkpoint's names has `input_rounding_of(source)` in place of the
+    first.
     """
 
     @property

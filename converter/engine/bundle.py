@@ -119,6 +119,11 @@ class Bundle:
             )
         return known[kind]
 
+    def column_scale(self, name: str) -> NDArray[np.float32] | None:
+        """The scale [in] by which what the linear with the weight `name` reads is multiplied;
+        None where the weight has taken in all scales."""
+        return None
+
     def _part(self, name: str) -> Part:
         return self.store.read(self._places[name])
 

@@ -24,12 +24,15 @@ from qconvert.formats.serving.placing import Place, known_containers, name_probl
 from qconvert.formats.serving.planning import IN_CONTAINER, CacheRule, Drawn, Extras, plan_folder
 from qconvert.formats.serving.scheme import Scheme
 from qconvert.formats.serving.schemes import family_of, schemes
-from qconvert.formats.serving.wanted import FLOATS, Wanted, asked
+from qconvert.formats.serving.wanted import FLOATS, KEPT, Names, Wanted, asked
 from qconvert.formats.source import Source, SourceTensor
 from qconvert.formats.target import Plan, Reader, Request, Sink
 
-CACHES: Mapping[str, str] = {"fp8": "e4m3, one scale each for the keys and values of a block"}
-"""What `--kv` takes."""
+CACHES: Mapping[str, str] = {
+    "fp8": "e4m3, one scale each for the keys and values of a block",
+    "nvfp4": "e2m1 in groups of 16, one scale each for the keys and values of a block",
+}
+"""What `--kv` takes, of some program."""
 
 
 def nothing_more(drawn: Drawn) -> Extras:
@@ -51,9 +54,12 @@ class ServingTarget:
     notes: tuple[str, ...] = ()
     model_notes: Mapping[str, str] = field(default_factory=dict)  # by model_type
     extras: Callable[[Drawn], Extras] = nothing_more
+    names: Names = field(default_factory=dict)  # its own, of schemes
+    caches: tuple[str, ...] = ("fp8",)  # of CACHES, that it computes with
     cache: CacheRule = IN_CONTAINER
     foreign: bool = False  # whether quantized folders that others have written are its own
     also: tuple[str, ...] = ()  # targets whose runtimes read its folders, too
+    also_schemes: frozenset[str] | None = None  # in which they do; None: in all
     folder: bool = True
     takes: frozenset[str] = frozenset(
         {"bits", "type", "split_bytes", "scheme", "group", "symmetric", "static", "container",
@@ -81,19 +87,20 @@ class ServingTarget:
         reasons: list[Reason] = []
         reasons += model_problems(source, self.architectures, self.name)
         reasons += name_problems(self.name, self.containers, request.container, request.hardware)
-        reasons += _value_problems(request)
+        reasons += _value_problems(request, self.caches)
         wanted, layers = Wanted(), request.layers
         half = half_type(source)
         with collecting(reasons):
             main, exceptions = split_type(request.type)
             layers = (*layers, *exceptions)
-            wanted = asked(replace(request, type=main), self.by_bits, half)
+            wanted = asked(replace(request, type=main), self.by_bits, half, self.names)
         raise_if_any(reasons)
         tp = request.tp or 1
         linears = linears_of(source)
         choice = choose(
             source, linears, wanted, layers,
             fusing=self.fusing, tp=tp, defaults=self.by_bits.values(), runs=self.runs,
+            names=self.names,
         )  # fmt: skip
         placed = self._placed(source, linears, choice, request)
         drawn = Drawn(
@@ -193,6 +200,13 @@ class ServingTarget:
             lines["runs on"] = where_it_runs(mark["runs_on"])
         return {**lines, "serve": self.serve.replace("{folder}", str(path))}
 
+    def also_read_by(self, path: Path) -> tuple[str, ...]:
+        """`also`, where their runtimes compute with what the folder `path` holds."""
+        mark = mark_of(path)
+        main, *others = str(mark.get("type", "")).split(",")
+        held = {main, *(one.rpartition("=")[2] for one in others)} - {"", KEPT}
+        return self.also if self.also_schemes is None or held <= self.also_schemes else ()
+
     def reader(self, path: Path) -> Reader:
         from qconvert.formats.serving.folder.reader import open_reader
 
@@ -209,11 +223,11 @@ def _summary(scheme: Scheme) -> str:
     return ", ".join([*parts, *["zero points"] * (not scheme.symmetric)])
 
 
-def _value_problems(request: Request) -> Iterator[Reason]:
+def _value_problems(request: Request, caches: Sequence[str]) -> Iterator[Reason]:
     if request.tp is not None and request.tp < 1:
         yield Reason(f"--tp {request.tp} is not a number of ranks", "--tp 1")
-    if request.kv is not None and request.kv not in CACHES:
-        known = " or ".join(f"--kv {name}" for name in CACHES)
+    if request.kv is not None and request.kv not in caches:
+        known = " or ".join(f"--kv {name}" for name in caches)
         yield Reason(f"--kv {request.kv}: no scales are stored for a KV cache of this type", known)
 
 

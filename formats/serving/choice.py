@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 
 from qconvert.formats.refusal import Reason, Refused, collecting, raise_if_any, refuse
 from qconvert.formats.serving.capability import nearness
 from qconvert.formats.serving.fused import Fusing, Joined, Shard, Uneven, joined, module_of, shards
 from qconvert.formats.serving.scheme import Scheme
 from qconvert.formats.serving.schemes import FAMILIES, Family, group_name, scheme_of, schemes
-from qconvert.formats.serving.wanted import KEPT, Wanted, named, options_of
+from qconvert.formats.serving.wanted import KEPT, Names, Wanted, named, options_of
 from qconvert.formats.source import Source, SourceTensor
 
 Layers = tuple[tuple[str, str], ...]
@@ -52,17 +53,18 @@ def choose(
     tp: int,
     defaults: Iterable[Wanted],
     runs: Runs,
+    names: Names = MappingProxyType({}),
 ) -> Choice:
     """Decide for all `linears`; `Refused` with all that is wrong with exceptions and groups.
 
     `defaults`: what the target prefers where a family leaves zero points open. `runs`: whether the
-    target runs linears of a scheme at all.
+    target runs linears of a scheme at all. `names`: its own names of schemes.
     """
     reasons: list[Reason] = []
     rules = [("", wanted)]
     for pattern, text in layers:
         with collecting(reasons):
-            rules.append((pattern, Wanted() if text.lower() == KEPT else _exception(text)))
+            rules.append((pattern, Wanted() if text.lower() == KEPT else _exception(text, names)))
     raise_if_any(reasons)
     which, unused = _matched(linears, rules[1:])
     reasons += [_unmatched(source, linears, pattern) for pattern in unused]
@@ -86,8 +88,8 @@ def choose(
     return Choice(schemes, main, ",".join(parts), tuple(dict.fromkeys(notes)))
 
 
-def _exception(text: str) -> Wanted:
-    found = named(text)
+def _exception(text: str, names: Names) -> Wanted:
+    found = named(text, names)
     if not found.quantizes:
         raise refuse(f"--layer ...={text}: one float type serves the whole output", f"={KEPT}")
     return found

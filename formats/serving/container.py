@@ -67,7 +67,7 @@ class Told:
 
     linears: Sequence[Linear]  # quantized, in the order of the file
     floats: Sequence[str]  # modules of linears that stay float, the head among them: "lm_head"
-    kv: str | None = None  # "fp8": scales of the KV cache are stored
+    kv: str | None = None  # "fp8", "nvfp4": scales of such a KV cache are stored
     architecture: str = ""  # of config.json
     names: Mapping[str, str] = field(default_factory=dict)  # module of a linear -> its role
 
@@ -112,9 +112,17 @@ class Container(Protocol):
         """What is stored of its activations; `source`: name of the weight in the checkpoint."""
         ...
 
-    def cache(self, key: str, value: str, sources: tuple[str, str]) -> tuple[Measured, ...]:
-        """What is stored of the KV cache of the block with these k and v linears (modules; both are
-        the joined one where q, k, v are one linear); `sources`: their weights."""
+    def columns(self, linear: Linear, role: str, float_type: Dtype) -> Entry | None:
+        """The vector [in] by which a loader has the inputs of the linear multiplied, where it wants
+        one for a linear of this role."""
+        ...
+
+    def cache(
+        self, key: str, value: str, sources: tuple[str, str], kv: str
+    ) -> tuple[Measured, ...]:
+        """What is stored of a KV cache of the type `kv`, of the block with these k and v linears
+        (modules; both are the joined one where q, k, v are one linear); `sources`: their
+        weights."""
         ...
 
     def config(self, told: Told) -> Config:
@@ -126,7 +134,7 @@ class Container(Protocol):
         ...
 
     def kv(self, config: Mapping[str, Any], folder: Path) -> str | None:
-        """Type of the KV cache that the configuration switches on: "fp8"."""
+        """Type of the KV cache that the configuration switches on: "fp8", "nvfp4"."""
         ...
 
     def linears(

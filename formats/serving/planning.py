@@ -19,11 +19,13 @@ from qconvert.formats.target import OutputTensor
 
 @dataclass(frozen=True, slots=True)
 class CacheRule:
-    """How the scales of a KV cache are kept. `measured`: of the modules of k and v, and of their
-    weights, what calibration is to find in a block. `stored`: as tensors, not only in a file that
-    is made of them."""
+    """How the scales of a KV cache are kept. `measured`: of the modules of k and v, of their
+    weights, and of the cache's type, what calibration is to find in a block. `stored`: as tensors,
+    not only in a file that is made of them."""
 
-    measured: Callable[[Container | None, tuple[str, str], tuple[str, str]], tuple[Measured, ...]]
+    measured: Callable[
+        [Container | None, tuple[str, str], tuple[str, str], str], tuple[Measured, ...]
+    ]
     stored: bool = True
 
 
@@ -57,9 +59,9 @@ class Extras:
 
 
 def _in_container(
-    container: Container | None, modules: tuple[str, str], weights: tuple[str, str]
+    container: Container | None, modules: tuple[str, str], weights: tuple[str, str], kv: str
 ) -> tuple[Measured, ...]:
-    return () if container is None else container.cache(*modules, weights)
+    return () if container is None else container.cache(*modules, weights, kv)
 
 
 IN_CONTAINER = CacheRule(_in_container)
@@ -124,6 +126,9 @@ def _tensors(
             assert drawn.container is not None
             for one in drawn.container.inputs(linear, tensor.name):
                 yield _measured(one, stored=True)
+            columns = drawn.container.columns(linear, tensor.role, drawn.float_type)
+            if columns is not None:
+                yield _columns(columns, tensor.name)
         for one in caches.get(tensor.name, ()):
             yield _measured(one, stored=cache.stored)
 
@@ -162,6 +167,13 @@ def _measured(one: Measured, *, stored: bool) -> tuple[OutputTensor, tuple[Entry
     return output, kept
 
 
+def _columns(entry: Entry, weight: str) -> tuple[OutputTensor, tuple[Entry, ...]]:
+    output = OutputTensor(
+        entry.name, entry.shape, None, entry.dtype, entry.nbytes, None, column_scale=weight
+    )
+    return output, (entry,)
+
+
 def _shares(drawn: Drawn, fusing: Fusing) -> dict[str, tuple[str, ...]]:
     """Weight -> the weights that have one scale with it, where its scheme has such a scale."""
     linears = [one for one in drawn.source.tensors if one.name in drawn.linears]
@@ -183,8 +195,9 @@ def _caches(drawn: Drawn, cache: CacheRule) -> Iterator[tuple[str, tuple[Measure
         key = roles.get("attn_k") or roles["attn_qkv"]
         value = roles.get("attn_v") or roles["attn_qkv"]
         measured = cache.measured(
-            drawn.container, (module_of(key), module_of(value)), (key.name, value.name)
-        )
+            drawn.container, (module_of(key), module_of(value)), (key.name, value.name),
+            drawn.kv or "",
+        )  # fmt: skip
         if not measured:
             name = drawn.container.name if drawn.container else "this folder"
             raise refuse(f"{name} has no place for scales of the KV cache",

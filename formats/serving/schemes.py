@@ -30,6 +30,8 @@ class Family:
     groups: tuple[int, ...]  # the best first
     named_group: bool = False  # whether the group is part of a scheme's name
     asymmetric: bool = False  # whether zero points can be had
+    fixed: bool = False  # whether activation scales are fixed always
+    dynamic: str | None = None  # name of the scheme without, where it is not the family's own
     static: str | None = None  # name of the scheme with fixed activation scales
     static_grid: str | None = None  # of that scheme, where it has another
     activations: Activations | None = None
@@ -45,10 +47,12 @@ FAMILIES: Mapping[str, Family] = {
         Family("w8a8", "weights and activations in INT8: a scale for each row, and for each token",
                "int", 8, "int8_channel_f32", (CHANNEL,), static="w8a8-static", activations="int8"),
         Family("fp8", "weights and activations in FP8: a scale for each row, and for each token",
-               "fp8", 8, "fp8_channel", (CHANNEL,), static="fp8-tensor", static_grid="fp8_tensor",
-               activations="fp8"),
+               "fp8", 8, "fp8_channel", (CHANNEL,), dynamic="fp8-channel", static="fp8-tensor",
+               static_grid="fp8_tensor", activations="fp8"),
         Family("fp8-block", "FP8 with a scale for each 128 x 128 weights and 128 activations",
                "fp8", 8, "fp8_block128", (128,), activations="fp8"),
+        Family("w4a8-fp8", "weights of 4 bits, activations in FP8 with one fixed scale", "int", 4,
+               "int4_{group}_portable", (128,), True, fixed=True, activations="fp8"),
         Family("nvfp4", "weights and activations in FP4, groups of 16 (NVIDIA Blackwell)",
                "nvfp4", 4, "nvfp4", (16,), activations="fp4"),
         Family("nvfp4a16", "weights in FP4, groups of 16, computed in 16 bits",
@@ -70,14 +74,15 @@ def scheme_of(
     """The scheme of `family` with these refinements, which the caller knows that it takes."""
     zero = "" if symmetric else "_asym"
     grid = family.grid.format(group=group_name(group), zero=zero)
-    name = family.name
+    name = family.dynamic or family.name
     if family.named_group:
         name += f"-{group_name(group)}{zero.replace('_', '-')}"
-    if static:
+    if static and not family.fixed:
         name, grid = family.static or name, family.static_grid or grid
     return Scheme(
-        name, family.form, family.bits, group, grid, symmetric, family.activations, static
-    )
+        name, family.form, family.bits, group, grid, symmetric, family.activations,
+        static or family.fixed,
+    )  # fmt: skip
 
 
 def members(family: Family) -> Iterator[Scheme]:

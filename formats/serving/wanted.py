@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
 
 from qconvert.formats.refusal import Reason, collecting, raise_if_any, refuse
 from qconvert.formats.serving.scheme import Scheme
@@ -44,19 +45,25 @@ class Wanted:
         return self.family is not None
 
 
-def named(text: str) -> Wanted:
-    """What the name of a family ("w4a16"), of a scheme ("w4a16-g64-asym") or of a float type means;
-    `Refused` with the known names."""
+Names = Mapping[str, Wanted]
+"""A program's own names of schemes; they come before the names that all have."""
+
+
+def named(text: str, own: Names = MappingProxyType({})) -> Wanted:
+    """What a program's `own` name of a scheme, or that of a family ("w4a16"), of a scheme
+    ("w4a16-g64-asym") or of a float type means; `Refused` with the known names."""
     key = text.strip().lower()
+    if key in own:
+        return own[key]
     if key in FLOATS:
         return Wanted(floats=FLOATS[key])
-    if key in FAMILIES and FAMILIES[key].named_group:
+    if key in FAMILIES and (FAMILIES[key].named_group or FAMILIES[key].dynamic):
         return Wanted(key)
     found = schemes().get(key)
     if found is None:
         raise refuse(
             f"unknown type {text!r}",
-            f"known: {', '.join(FAMILIES)}, each perhaps with a group, as w4a16-g64; "
+            f"known: {', '.join({**own, **FAMILIES})}, each perhaps with a group, as w4a16-g64; "
             f"and {', '.join(FLOATS)}",
         )
     return of_scheme(found)
@@ -81,17 +88,23 @@ def options_of(scheme: Scheme) -> str:
     return " ".join(words)
 
 
-def asked(request: Request, by_bits: Mapping[int, Wanted], half: Dtype) -> Wanted:
+def asked(
+    request: Request,
+    by_bits: Mapping[int, Wanted],
+    half: Dtype,
+    own: Names = MappingProxyType({}),
+) -> Wanted:
     """The one scheme that `request` means for all that it does not name by `--layer`.
 
-    `by_bits`: what a number of bits stands for, 4 where nothing is asked; `half`: for 16 bits.
+    `by_bits`: what a number of bits stands for, 4 where nothing is asked; `half`: for 16 bits;
+    `own`: as in `named`.
     """
     reasons: list[Reason] = []
     parts: list[tuple[str, Wanted]] = []
     for option, text in (("--type", request.type), ("--scheme", request.scheme)):
         if text is not None:
             with collecting(reasons):
-                parts.append((f"{option} {text}", named(text)))
+                parts.append((f"{option} {text}", named(text, own)))
     if request.bits is not None:
         with collecting(reasons):
             parts += _of_bits(request.bits, parts, by_bits, half)

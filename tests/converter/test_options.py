@@ -55,6 +55,7 @@ ALL: dict[str, tuple[str, Any, Any]] = {
     "--calib-length": ("calib_length", "128", 128),
     "--calib-chat": ("calib_chat", None, True),
     "--seed": ("seed", "5", 5),
+    "--activation-scales": ("activation_scales", "mse", "mse"),
     "--effort": ("effort", "2", 2),
     "--device": ("device", "cuda", "cuda"),
     "--compute": ("compute", "float32", "float32"),

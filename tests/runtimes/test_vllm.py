@@ -97,7 +97,7 @@ def test_is_usable_and_names_its_versions() -> None:
         ("w4a16-g128-asym", "awq", None, 3e-6),
         ("w8a8", "compressed-tensors", None, 2e-3),
         ("w8a8-static", "compressed-tensors", None, 2e-3),
-        ("fp8", "compressed-tensors", None, 7e-3),
+        ("fp8-channel", "compressed-tensors", None, 7e-3),
         ("w4a16-g128", "compressed-tensors", "fp8", 1e-2),
     ],
 )

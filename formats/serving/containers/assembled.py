@@ -32,11 +32,21 @@ class InputScale:
 
 @dataclass(frozen=True, slots=True)
 class CacheScales:
-    """Names of the scales of an FP8 cache, of the modules of k and v."""
+    """Names of the scales of a KV cache, of the modules of k and v."""
 
     key: Callable[[str], str]
     value: Callable[[str], str]
     shape: tuple[int, ...]  # of one element
+    divide: Mapping[str, float] = field(default_factory=lambda: {"fp8": E4M3_LARGEST})
+    """Type of the cache -> as in `Statistic`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnScale:
+    """A stored vector [in] by which inputs are multiplied, in the float type of the model."""
+
+    part: str  # last part of its name
+    roles: frozenset[str]  # of the linears that must have one
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,7 @@ class Assembled:
     input_scales: Mapping[tuple[Activations, bool], InputScale] = field(default_factory=dict)
     """By what is rounded to, and whether the scheme is static."""
     cache_scales: CacheScales | None = None
+    column_scale: Callable[[Scheme], ColumnScale | None] = lambda scheme: None
 
     def problems(self, scheme: Scheme) -> Sequence[Reason]:
         return [] if self.layout(scheme) is not None else [self.unheld(scheme)]
@@ -75,26 +86,36 @@ class Assembled:
         entry = Entry(f"{linear.module}.{scale.part}", "F32", scale.shape)
         return (Measured(entry, Statistic("input", source, scale.divide, scale.inverse)),)
 
-    def cache(self, key: str, value: str, sources: tuple[str, str]) -> tuple[Measured, ...]:
+    def columns(self, linear: Linear, role: str, float_type: Dtype) -> Entry | None:
+        scale = self.column_scale(linear.scheme)
+        if scale is None or role not in scale.roles:
+            return None
+        return Entry(f"{linear.module}.{scale.part}", float_type, (linear.shape[1],))
+
+    def cache(
+        self, key: str, value: str, sources: tuple[str, str], kv: str
+    ) -> tuple[Measured, ...]:
         scales = self.cache_scales
-        if scales is None:
+        if scales is None or kv not in scales.divide:
             return ()
+        divide = scales.divide[kv]
         return (
             Measured(
                 Entry(scales.key(key), "F32", scales.shape),
-                Statistic("key", sources[0], E4M3_LARGEST),
+                Statistic("key", sources[0], divide),
             ),
             Measured(
                 Entry(scales.value(value), "F32", scales.shape),
-                Statistic("value", sources[1], E4M3_LARGEST),
+                Statistic("value", sources[1], divide),
             ),
         )
 
     def config(self, told: Told) -> Config:
         """`Refused` where it cannot hold all of it together."""
-        if told.kv is not None and self.cache_scales is None:
+        scales = self.cache_scales
+        if told.kv is not None and (scales is None or told.kv not in scales.divide):
             raise refuse(
-                f"{self.name} has no place for scales of the KV cache",
+                f"{self.name} has no place for scales of a KV cache in {told.kv}",
                 "--container compressed-tensors, or leave out --kv",
             )
         return self.tell(told)

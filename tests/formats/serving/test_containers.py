@@ -147,7 +147,7 @@ def test_floats_are_told_both_ways(case: Any, others: Any) -> None:
 @pytest.mark.parametrize(
     "others",
     [*MIXES, ((r"down_proj", "w8a8"), (r"\.3\.self_attn\.[qkv]", "w4a16-g32"), (r"\.0\.mlp", None)),
-     ((r"\.(2|11)\.", "fp8"),)],
+     ((r"\.(2|11)\.", "fp8-channel"),)],
 )  # fmt: skip
 def test_compressed_tensors_for_joined_names(others: Any, old: bool) -> None:
     what = told("w4a16-g64", *others)
@@ -244,7 +244,8 @@ def test_what_it_cannot_hold_together_is_refused(container: str, what: Told, mat
 @pytest.mark.parametrize(
     ("container", "scheme", "match"),
     [("gptq", "w4a16-g128-asym", "zero points"), ("gptq", "w8a8", "activations"),
-     ("awq", "w8a16-g128", "4 bits"), ("awq", "fp8", "4 bits"), ("fp8", "fp8", "blocks"),
+     ("awq", "w8a16-g128", "4 bits"), ("awq", "fp8-channel", "4 bits"),
+     ("fp8", "fp8-channel", "blocks"),
      ("fp8", "w4a16-g128", "blocks"), ("modelopt", "w8a8", "NVFP4"),
      ("modelopt", "mxfp4", "NVFP4")],
 )  # fmt: skip
@@ -279,7 +280,7 @@ def test_measured_numbers() -> None:
         ("gptq", [], ()),
     ):
         modules = ("a.self_attn.k_proj", "a.self_attn.v_proj")
-        scales = containers()[container].cache(*modules, ("k", "v"))
+        scales = containers()[container].cache(*modules, ("k", "v"), "fp8")
         assert [one.entry.name for one in scales] == names
         assert {one.entry.shape for one in scales} <= {shape}
         assert [one.statistic.kind for one in scales] == ["key", "value"][: len(names)]
@@ -312,7 +313,7 @@ def test_linears_are_found_again(case: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("container", ["compressed-tensors", "gptq", "modelopt"])
 def test_mixes_are_found_again(container: str, tmp_path: Path) -> None:
-    main, other = {"modelopt": ("fp8", "nvfp4")}.get(container, ("w4a16-g64", "w8a16-g32"))
+    main, other = {"modelopt": ("fp8-channel", "nvfp4")}.get(container, ("w4a16-g64", "w8a16-g32"))
     what = told(main, ("down_proj", other), (r"\.1\.mlp", None))
     config = containers()[container].config(what)
     for name, content in config.files.items():

@@ -55,7 +55,7 @@ def plan_of(container: str = "compressed-tensors", scheme: str = "w4a16-g32", **
             add(OutputTensor(one.entry.name, one.entry.shape, None, "F32", 4, None,
                              statistic=one.statistic), (one.entry,))  # fmt: skip
     attention = "model.layers.0.self_attn"
-    scales = held.cache(f"{attention}.k_proj", f"{attention}.v_proj", ("k", "v"))
+    scales = held.cache(f"{attention}.k_proj", f"{attention}.v_proj", ("k", "v"), "fp8")
     for one in scales:
         add(OutputTensor(one.entry.name, one.entry.shape, None, "F32", 4, None,
                          statistic=one.statistic), (one.entry,))  # fmt: skip
@@ -103,10 +103,10 @@ def write_rest(sink: Any, plan: Plan, make: Make) -> None:
 
 FORMS = [
     ("compressed-tensors", "w4a16-g32"), ("compressed-tensors", "w4a16-g32-asym"),
-    ("compressed-tensors", "w8a8-static"), ("compressed-tensors", "fp8"),
+    ("compressed-tensors", "w8a8-static"), ("compressed-tensors", "fp8-channel"),
     ("compressed-tensors", "nvfp4"), ("compressed-tensors", "mxfp4"), ("gptq", "w4a16-g32"),
     ("awq", "w4a16-g64-asym"), ("fp8", "fp8-block"), ("fp8", "fp8-tensor"), ("modelopt", "nvfp4"),
-    ("modelopt", "fp8"),
+    ("modelopt", "fp8-channel"),
 ]  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def test_safetensors_reads_it(container: str, scheme: str, tmp_path: Path, make:
 
 def test_odd_sizes_stay_aligned(tmp_path: Path, make: Make) -> None:
     """torch cannot view a tensor that does not begin at a multiple of its element."""
-    kind, held = scheme_named("fp8"), containers()["compressed-tensors"]
+    kind, held = scheme_named("fp8-channel"), containers()["compressed-tensors"]
     linear = Linear("m", (3, 5), kind)
     entries = held.entries(linear, "BF16")
     tensor = OutputTensor("m.weight", (3, 5), kind.grid, "fp8", 27, None)

@@ -95,7 +95,7 @@ FP8_CODES = np.array([[0, 1, 125, 126, 127, 252]], np.uint8)  # -448, -416, -2^-
 
 @pytest.mark.parametrize("container", ["compressed-tensors", "modelopt"])
 def test_fp8(container: str) -> None:
-    found = packed(container, "fp8", FP8_CODES, d=np.array([[0.5]], "f4"))
+    found = packed(container, "fp8-channel", FP8_CODES, d=np.array([[0.5]], "f4"))
     assert found == {"weight": "fefd8100017e", "weight_scale": "0000003f"}
 
 

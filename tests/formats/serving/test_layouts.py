@@ -181,7 +181,7 @@ def test_zero_points_in_gptq_are_refused(make: Any) -> None:
 
 
 def test_nan_among_fp8_weights_is_refused(make: Any) -> None:
-    scheme = scheme_named("fp8")
+    scheme = scheme_named("fp8-channel")
     linear, container = Linear("m", (8, 64), scheme), containers()["compressed-tensors"]
     arrays = dict(container.pack(linear, make(scheme, (8, 64)), "BF16"))
     arrays["m.weight"] = np.full((8, 64), 0x7F, np.uint8)

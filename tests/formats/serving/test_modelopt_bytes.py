@@ -47,7 +47,7 @@ def without_minus_zero(name: str, array: np.ndarray, packed: bool) -> np.ndarray
     ("prefix", "linear", "scheme"),
     [
         ("FP8_DEFAULT_CFG", "k_proj", "fp8-tensor"),
-        ("FP8_PER_CHANNEL_PER_TOKEN_CFG", "q_proj", "fp8"),
+        ("FP8_PER_CHANNEL_PER_TOKEN_CFG", "q_proj", "fp8-channel"),
         ("FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG", "q_proj", "fp8-block"),
         ("NVFP4_DEFAULT_CFG", "q_proj", "nvfp4"),
         ("NVFP4_DEFAULT_CFG", "v_proj", "nvfp4"),

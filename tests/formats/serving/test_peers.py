@@ -81,7 +81,7 @@ def test_its_configuration_takes_ours(name: str) -> None:
 
 
 def test_torch_reads_our_fp8(make: Any) -> None:
-    scheme = schemes()["fp8"]
+    scheme = schemes()["fp8-channel"]
     tensor = make(scheme, (3, 40))
     arrays = CONTAINER.pack(Linear("m", (3, 40), scheme), tensor, "BF16")
     weight = torch.from_numpy(arrays["m.weight"]).view(torch.float8_e4m3fn).float()

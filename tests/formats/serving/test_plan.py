@@ -142,7 +142,7 @@ def test_few_layers_may_be_quantized_of_a_float_model(headers: Headers) -> None:
     ("name", "rounding"),
     [
         ("w4a16-g128", None), ("nvfp4a16", None), ("mxfp4", None), ("w8a8", ("int8", 0)),
-        ("w8a8-static", ("int8", -1)), ("fp8", ("fp8", 0)), ("fp8-tensor", ("fp8", -1)),
+        ("w8a8-static", ("int8", -1)), ("fp8-channel", ("fp8", 0)), ("fp8-tensor", ("fp8", -1)),
         ("fp8-block", ("fp8", 128)), ("nvfp4", ("fp4", 16)),
     ],
 )  # fmt: skip
@@ -164,7 +164,7 @@ def test_joined_linears_share_one_scale(headers: Headers, name: str) -> None:
     assert [len(shares[one]) for one in ("o_proj", "down_proj")] == [1, 1]
 
 
-@pytest.mark.parametrize("name", ["w4a16-g128", "w8a8-static", "fp8", "fp8-block", "mxfp4"])
+@pytest.mark.parametrize("name", ["w4a16-g128", "w8a8-static", "fp8-channel", "fp8-block", "mxfp4"])
 def test_scales_of_rows_and_groups_are_not_shared(headers: Headers, name: str) -> None:
     assert not any(one.shares for one in plan(headers(), type=name).tensors)
 
@@ -259,7 +259,7 @@ def test_sizes_are_those_of_the_entries(headers: Headers) -> None:
 
 CPU = {"w4a16-g128", "w4a16-g64", "w4a16-g32", "w4a16-channel", "w4a16-g128-asym",
        "w4a16-g64-asym", "w4a16-g32-asym", "w4a16-channel-asym", "w8a8", "w8a8-static",
-       "fp8"}  # fmt: skip
+       "fp8-channel"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SOMEWHERE)

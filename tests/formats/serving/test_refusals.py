@@ -68,7 +68,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str, str]] = [
      "--container compressed-tensors"),
     ("vllm", {}, {"container": "awq", "layers": (("down_proj", "w4a16-g64"),)}, "holds one scheme",
      "--container compressed-tensors"),
-    ("vllm", {}, {"container": "awq", "kv": "fp8"}, "no place for scales of the KV cache",
+    ("vllm", {}, {"container": "awq", "kv": "fp8"}, "no place for scales of a KV cache",
      "--container compressed-tensors"),
     ("vllm", {}, {"kv": "int8"}, "--kv int8", "--kv fp8"),
     ("vllm", {}, {"hardware": "abacus"}, "unknown hardware 'abacus'", "cpu (x86"),

@@ -1,0 +1,1 @@
+"""TensorRT-LLM: what differs from the other folders of serving programs."""

@@ -1,0 +1,1 @@
+"""NVIDIA's loader of TensorRT Edge-LLM: it reads a folder and computes nothing."""
