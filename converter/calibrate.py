@@ -21,13 +21,15 @@ from qconvert.engine.engine import Engine
 from qconvert.engine.fingerprint import fingerprint
 from qconvert.engine.journal import forms_of
 from qconvert.engine.observe import held_rows
+from qconvert.engine.parts import COLUMNS
+from qconvert.engine.reach import MAX, RULES
 from qconvert.engine.stream import compute_type
 from qconvert.engine.work import open_or_create
 from qconvert.formats.refusal import Reason, raise_if_any
 from qconvert.formats.source import Source
 from qconvert.formats.target import Plan
 from qconvert.progress import BlockProgress
-from qconvert.recipe import Recipe
+from qconvert.recipe import GLOBAL, Recipe
 
 
 def setting_of(asked: Asked, threads: int) -> Setting:
@@ -54,14 +56,29 @@ def device_of(asked: Asked) -> torch.device:
     return torch.device(asked.device)
 
 
-def _besides(plan: Plan) -> dict[str, Any]:
-    """For the fingerprint, where a plan has it: which tensors have a scale in common, and how
-    activations are rounded."""
-    found = {
+def rule_of(asked: Asked) -> str:
+    """How fixed scales of activations are chosen; `Refused` where nobody knows it."""
+    rule, known = asked.activation_scales, (MAX, *RULES)
+    if rule not in known:
+        raise_if_any(
+            [Reason(f"unknown --activation-scales {rule!r}", f"known: {', '.join(known)}")]
+        )
+    return rule
+
+
+def _besides(plan: Plan, recipe: Recipe, asked: Asked) -> dict[str, Any]:
+    """For the fingerprint, where results depend on it: which tensors have a scale in common, how
+    activations are rounded, how their scales are chosen, and for what the output has a scale of
+    each column."""
+    scales = rule_of(asked)
+    columns = [one.column_scale for one in plan.tensors if one.column_scale]
+    found: dict[str, Any] = {
         "shares": {one.name: list(one.shares) for one in plan.tensors if one.shares},
         "inputs": {
             one.name: asdict(one.input_rounding) for one in plan.tensors if one.input_rounding
         },
+        "activation scales": scales if scales != MAX else "",
+        COLUMNS: columns if set(recipe.transforms) - set(GLOBAL) else [],
     }
     return {name: told for name, told in found.items() if told}
 
@@ -103,10 +120,13 @@ def calibrate(
         seed=asked.seed,
         device=asked.device,
         compute=str(compute).removeprefix("torch."),
-        **_besides(plan),
+        **_besides(plan, recipe, asked),
     )
     with open_or_create(folder, source, plan, found, text.tokens, resume=asked.resume) as work:
-        engine = Engine(source, plan, recipe, setting, device, compute, text.tokens, work, told)
+        engine = Engine(
+            source, plan, recipe, setting, device, compute, text.tokens, work, told,
+            rule_of(asked),
+        )  # fmt: skip
         records, resumed = engine.run()
         outside = engine.outside
     rows, length = text.tokens.shape

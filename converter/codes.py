@@ -126,11 +126,25 @@ class Kept:
             )
             for place, ((name, grid, has), count) in enumerate(found.items(), 1)
         ]
+        reasons += self._scaled_problems(plan)
         for statistic in (one.statistic for one in plan.tensors):
             if statistic is not None and not reasons:  # one of them tells it all
                 with collecting(reasons):
                     self.bundle.largest(statistic)
         return reasons
+
+    def _scaled_problems(self, plan: Plan) -> Iterator[Reason]:
+        """Codes are of columns that the output would have to scale, and does not."""
+        places = {one.column_scale for one in plan.tensors}
+        coded = {one.source.name for one in plan.tensors if one.source and one.grid}
+        lost = [name for name in self.bundle.scaled if name in coded and name not in places]
+        if lost:
+            yield Reason(
+                f"the work folder has scales of the columns of {len(lost)} tensors, such as "
+                f"{lost[0]}: {plan.target} in {plan.type} has no place for them",
+                f"write --to {self.bundle.target} --type {self.bundle.type}, for which it was made,"
+                f" or calibrate the model with --to {plan.target} --type {plan.type}",
+            )
 
     def notes(self, plan: Plan) -> tuple[str, ...]:
         floats = [

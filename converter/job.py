@@ -86,6 +86,11 @@ def prepare(
     assert target is not None
     assert source is not None
     if isinstance(source, Bundle):
+        if asked.activation_scales != DEFAULT.activation_scales:
+            raise refuse(
+                f"{_scales(asked)}: the scales of the work folder {path} are chosen already",
+                "leave it out, or convert the model again",
+            )
         return job_of_bundle(source, target, request, out)
     return job_of_checkpoint(source, target, request, out, recipe, asked)
 
@@ -131,6 +136,11 @@ def job_of_checkpoint(
     plan = target.plan(checkpoint, request)
     if plan.rule and recipe is not None and recipe != usual(plan):
         raise refuse(f"--method {recipe.name}: {plan.rule}", "leave out --method")
+    if asked.activation_scales != DEFAULT.activation_scales and not _fixes_scales(plan):
+        raise refuse(
+            f"{_scales(asked)}: --to {plan.target} in {plan.type} fixes no scales of activations",
+            f"leave it out, or choose a type of {plan.target} that does: with --static, or nvfp4",
+        )
     recipe = (usual(plan) if recipe is None else recipe).at(asked.effort)
     source, notes = _with_transforms(checkpoint, recipe, asked)
     if source is not checkpoint:
@@ -144,6 +154,16 @@ def job_of_checkpoint(
     return Job(
         source, codes, target, plan, path, files, checkpoint.files, folder, recipe, checkpoint
     )
+
+
+def _scales(asked: Asked) -> str:
+    return f"--activation-scales {asked.activation_scales}"
+
+
+def _fixes_scales(plan: Plan) -> bool:
+    """Whether the output holds scales of activations that calibration finds."""
+    kinds = {one.statistic.kind for one in plan.tensors if one.statistic is not None}
+    return "input" in kinds
 
 
 def _with_transforms(

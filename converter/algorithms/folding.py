@@ -5,6 +5,9 @@ Four inputs of a block qualify (`FOLDS`, by roles). A norm multiplies each chann
 Values pass through attention as a weighted mean, so a scale of v reaches attn_o; where several
 query heads share the values of a key-value head, they share its scales. `up` is multiplied by
 act(gate); without a gate, an activation lies between, which a scale does not pass.
+
+Where the output holds a scale of each column (`Block.columns`), what no norm makes goes there: then
+every column is free, whoever shares values, and what produces the input stays as it is.
 """
 
 from __future__ import annotations
@@ -79,25 +82,40 @@ FOLDS = (
 pairs of a block can be searched one after the other."""
 
 
+HELD_BITS = 8
+"""Significant bits of a scale that is held: exact in bfloat16 and in float16."""
+HELD_MOST = 2.0**14
+"""Of a scale that is held, and of its inverse: float16 has all its bits there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """One fold in one block: `channels` scales, each free to be any number but zero."""
 
     input: str
-    producer: str
+    producer: str  # "": the output holds the scales, in `held`
     readers: tuple[str, ...]  # every linear that reads the input
     channels: int
     rows: Indices  # of the producer, [channels]
     owner: Indices  # [cols of the input], values below `channels`
     offset: float  # the producer is a norm and multiplies by its weight plus this
     is_norm: bool
+    held: NDArray[np.float32] | None = None  # [cols], what the output holds so far
 
     def __str__(self) -> str:
-        return f"{self.producer} -> {', '.join(self.readers)}"
+        return f"{self.producer or 'columns'} -> {', '.join(self.readers)}"
 
     def per_column(self, scale: NDArray[np.floating]) -> NDArray[np.float32]:
-        """A scale of each channel [channels], as a scale of each column of the input."""
-        return np.asarray(scale, np.float32)[self.owner]
+        """A scale of each channel [channels], as a scale of each column of the input; as near to it
+        as what is held then can be."""
+        if self.held is None:
+            return np.asarray(scale, np.float32)[self.owner]
+        return self.held / self.then_held(scale)
+
+    def then_held(self, scale: NDArray[np.floating]) -> NDArray[np.float32]:
+        """What the output holds, [cols], once the input is divided by `scale` besides."""
+        assert self.held is not None
+        return exact(self.held / np.asarray(scale, np.float64))
 
     def largest(self, columns: NDArray[np.floating]) -> NDArray[np.float64]:
         """The largest of the columns that share a channel, [channels]. Values are not negative."""
@@ -111,6 +129,13 @@ class Pair:
         return total / np.bincount(self.owner, minlength=self.channels)
 
 
+def exact(scale: NDArray[np.floating]) -> NDArray[np.float32]:
+    """The nearest scales that an output can hold, of such above zero: of HELD_BITS bits."""
+    mantissa, exponent = np.frexp(np.clip(scale, 1 / HELD_MOST, HELD_MOST))
+    whole = np.round(np.ldexp(mantissa, HELD_BITS))
+    return np.asarray(np.ldexp(whole, exponent - HELD_BITS), np.float32)
+
+
 def pairs(source: Source, block: Block) -> dict[str, Pair]:
     """By input name, in the order of computation: what can be folded in `block`."""
     found = {}
@@ -118,7 +143,16 @@ def pairs(source: Source, block: Block) -> dict[str, Pair]:
         readers = block.readers(fold.input)
         if block.has(fold.producer) and block.has(fold.needs) and readers:
             found[fold.input] = _pair(fold, sizes_of(source), source, block, readers)
-    return found
+    for name in block.columns:
+        if name not in found or not found[name].is_norm:
+            found[name] = _held_pair(name, block)
+    return {name: found[name] for name in block.inputs if name in found}
+
+
+def _held_pair(name: str, block: Block) -> Pair:
+    every = np.arange(block.inputs[name])
+    so_far = block.columns[name].cpu().numpy()
+    return Pair(name, "", block.readers(name), len(every), every[:0], every, 0.0, False, so_far)
 
 
 def _pair(fold: Fold, sizes: Sizes, source: Source, block: Block, readers: tuple[str, ...]) -> Pair:
@@ -149,7 +183,7 @@ def fold(
     shift: NDArray[np.floating] | None = None,  # [cols]; only where `can_shift`
 ) -> tuple[Block, Change]:
     """The block whose readers see (x - shift) / scale, with the same float function."""
-    device = block.weight(pair.producer).device
+    device = block.weight(pair.readers[0]).device
     divide = torch.from_numpy(np.asarray(scale, np.float32)).to(device)
     columns = torch.from_numpy(pair.per_column(scale)).to(device)
     moved = None
@@ -163,6 +197,9 @@ def fold(
             bias = block.tensors[role, "bias"]
             added = (weight.double() * moved).sum(1)  # as a product, its bits depend on threads
             new[role, "bias"] = (bias.double() + added).float()
+    if pair.held is not None:
+        then = torch.from_numpy(pair.then_held(scale)).to(device)
+        return block.changed(new, {pair.input: then}), Change(columns)
     new.update(_divided(block, pair, divide, moved))
     return block.changed(new), Change(columns, moved)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -18,6 +18,9 @@ class Block:
 
     index: int
     tensors: Mapping[Key, torch.Tensor]
+    columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """By the names of inputs, [cols]: what reads the input multiplies it by this first. It is there
+    where the output holds such a vector; ones, until a transform makes use of it."""
 
     def weight(self, role: str) -> torch.Tensor:
         return self.tensors[role, "weight"]
@@ -42,9 +45,13 @@ class Block:
         """The linears that read the input `name`."""
         return tuple(role for role in self.linears if READS[role] == name)
 
-    def changed(self, tensors: Mapping[Key, torch.Tensor]) -> Block:
-        """The same block with some tensors replaced; every one of them must exist."""
-        unknown = set(tensors) - set(self.tensors)
+    def changed(
+        self,
+        tensors: Mapping[Key, torch.Tensor],
+        columns: Mapping[str, torch.Tensor] | None = None,
+    ) -> Block:
+        """The same block with some tensors and columns replaced; all of them must exist."""
+        unknown = (set(tensors) - set(self.tensors)) | (set(columns or {}) - set(self.columns))
         if unknown:
-            raise KeyError(f"block {self.index} has no {sorted(unknown)}")
-        return Block(self.index, {**self.tensors, **tensors})
+            raise KeyError(f"block {self.index} has no {sorted(unknown, key=str)}")
+        return Block(self.index, {**self.tensors, **tensors}, {**self.columns, **(columns or {})})

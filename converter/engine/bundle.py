@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from qconvert.engine.copies import copied_folder
 from qconvert.engine.journal import NAME, read_journal
-from qconvert.engine.parts import Part
+from qconvert.engine.parts import COLUMNS, Part
 from qconvert.engine.reads import READS
 from qconvert.engine.store import Store, Which
 from qconvert.formats.known_grids import grid_named
@@ -89,7 +89,8 @@ class Bundle:
         return self._part(name).quantized(name, kind, start, stop)
 
     def rows(self, tensor: SourceTensor, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows as float32: as stored, or what the codes stand for. Vectors count as one row."""
+        """Rows as float32: as stored, or what the codes stand for, with the scale of the columns
+        that the linear has besides. Vectors count as one row."""
         part = self._part(tensor.name)
         if len(tensor.shape) == 1:
             return part.floats(tensor.name)
@@ -97,10 +98,12 @@ class Bundle:
             return part.floats(tensor.name, start, stop)
         found = self.quantized(tensor.name, start, stop)
         assert found is not None
-        return grid_named(found.grid).decode(found)
+        values, scale = grid_named(found.grid).decode(found), part.columns(tensor.name)
+        return values if scale is None else values * scale
 
     def largest(self, statistic: Statistic) -> float:
-        """The largest magnitude that was seen in calibration; `Refused` where none was kept."""
+        """The largest magnitude that was seen in calibration, or what a fixed scale is to reach to
+        by another rule; `Refused` where none was kept."""
         found = {one.name: one for one in self.tensors}.get(statistic.tensor)
         kind: str | None = statistic.kind
         if kind == "input":
@@ -121,8 +124,14 @@ class Bundle:
 
     def column_scale(self, name: str) -> NDArray[np.float32] | None:
         """The scale [in] by which what the linear with the weight `name` reads is multiplied;
-        None where the weight has taken in all scales."""
-        return None
+        None where the weight has taken in all scales. Exact in float16 and bfloat16."""
+        return self._part(name).columns(name)
+
+    @property
+    def scaled(self) -> tuple[str, ...]:
+        """The weights that have a `column_scale`."""
+        places: list[str] = self.store.journal.fingerprint.get(COLUMNS, [])
+        return tuple(name for name in places if self.column_scale(name) is not None)
 
     def _part(self, name: str) -> Part:
         return self.store.read(self._places[name])

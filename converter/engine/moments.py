@@ -15,6 +15,10 @@ class Change:
     divide: torch.Tensor  # [cols], not zero
     shift: torch.Tensor | None = None  # [cols]
 
+    def of(self, x: torch.Tensor) -> torch.Tensor:
+        """What became of tokens x [n, cols]."""
+        return (x if self.shift is None else x - self.shift) / self.divide
+
 
 @dataclass(frozen=True, slots=True)
 class Moments:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from qconvert.engine.block import Block
 from qconvert.engine.moments import Moments, Observed
 from qconvert.engine.record import InputRecord
+from qconvert.engine.sample import Sample
 from qconvert.engine.stream import WAVE_BYTES, Stream
 from qconvert.engine.sums import Sums, add_products, whole
 
@@ -28,6 +29,8 @@ class Sight:
 
     inputs: Mapping[str, Observed]  # by the names of `READS`
     mixed: Pair | None  # of what attention makes of the input of v
+    samples: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Of the inputs that were asked for: some of the tokens to fit to, [tokens, cols]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +42,33 @@ class Pair:
 
 
 def observe(
-    stream: Stream, block: Block, rows: torch.Tensor, held: frozenset[int], *, mixed: bool
+    stream: Stream,
+    block: Block,
+    rows: torch.Tensor,
+    held: frozenset[int],
+    *,
+    mixed: bool,
+    sampled: Iterable[str] = (),
 ) -> Sight:
-    """`mixed`: see also how attention mixes the input of v. `Refused`, naming block and input,
-    where a value is not finite."""
+    """`mixed`: see also how attention mixes the input of v; `sampled`: inputs of which some tokens
+    are kept as they are. `Refused`, naming block and input, where a value is not finite."""
     chosen = sorted(set(range(len(rows))) - held) or sorted(held)
-    fit, fit_mixed = _side(stream, block, rows, chosen, mixed)
-    out, out_mixed = _side(stream, block, rows, sorted(held), mixed)
+    tokens = len(chosen) * rows.shape[1]
+    samples = {name: Sample(tokens, block.inputs[name]) for name in sampled}
+    fit, fit_mixed = _side(stream, block, rows, chosen, mixed, samples)
+    out, out_mixed = _side(stream, block, rows, sorted(held), mixed, {})
     inputs = {name: Observed(fit[name], out[name]) for name in fit}
-    return Sight(inputs, Pair(fit_mixed, out_mixed) if mixed else None)
+    kept = {name: one.tokens for name, one in samples.items()}
+    return Sight(inputs, Pair(fit_mixed, out_mixed) if mixed else None, kept)
 
 
 def _side(
-    stream: Stream, block: Block, rows: torch.Tensor, chosen: Sequence[int], mixed: bool
+    stream: Stream,
+    block: Block,
+    rows: torch.Tensor,
+    chosen: Sequence[int],
+    mixed: bool,
+    samples: Mapping[str, Sample],
 ) -> tuple[dict[str, Moments], torch.Tensor]:
     device, pool = stream.skeleton.device, stream.pool
     narrow = stream.compute != torch.float32
@@ -61,6 +78,8 @@ def _side(
     for wave in stream.captured(block, rows, list(sums), chosen=chosen, mixed=mixed):
         for name, x in wave.inputs.items():
             sums[name].add(x, pool)
+            if name in samples:
+                samples[name].add(x)
         if wave.mixed is not None:
             add_products(second, wave.inputs["attn_in"], wave.mixed, pool)
     moments = {n: one.moments(f"block {block.index}, {n}") for n, one in sums.items()}

@@ -1,14 +1,15 @@
 """One part of a model in a tensor file: a block, or what stands before or after the blocks.
 
 A quantized tensor NAME on the grid GRID is stored as `NAME|GRID|codes` and `NAME|GRID|PARAMETER`, a
-float one as `NAME|float`. The metadata says in JSON to which job the part belongs.
+float one as `NAME|float`. `NAME|columns` is the scale of what the linear NAME reads, if it has one.
+The metadata says in JSON to which job the part belongs.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -22,7 +23,7 @@ from qconvert.formats.source import Dtype, SourceTensor
 from qconvert.formats.tensor import QuantizedTensor
 
 Floats = NDArray[np.float32]
-CODES, FLOAT = "codes", "float"
+CODES, FLOAT, COLUMNS = "codes", "float", "columns"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +32,23 @@ class Stored:
 
     quantized: Mapping[str, QuantizedTensor]
     floats: Mapping[str, Floats]
+    columns: Mapping[str, Floats] = field(default_factory=dict)
+    """By the name of a weight, [in]: what its linear multiplies its input by, where it does."""
 
 
 def arrays(stored: Stored, kept: Mapping[str, Dtype]) -> dict[str, tuple[Form, NDArray[Any]]]:
     """What to store of a block, floats in the type they had (`kept`) where it still holds them."""
     found = {}
     for name, tensor in stored.quantized.items():
-        for field, values in _fields(tensor):
-            found[f"{name}|{tensor.grid}|{field}"] = (form_of(values), values)
+        for part, values in _fields(tensor):
+            found[f"{name}|{tensor.grid}|{part}"] = (form_of(values), values)
     for name, floats in stored.floats.items():
         dtype, narrow = kept[name], exactly(floats, kept[name])
         if narrow is None:
             dtype, narrow = "F32", floats
         found[f"{name}|{FLOAT}"] = (Form(dtype, floats.shape), narrow)
+    for name, scale in stored.columns.items():
+        found[f"{name}|{COLUMNS}"] = (form_of(scale), scale)
     return found
 
 
@@ -57,8 +62,8 @@ def layout(grid: Grid, shape: tuple[int, int]) -> dict[str, Form]:
     rows, cols = shape
     one = grid.unpack(np.zeros((1, grid.row_bytes(cols)), np.uint8), cols)
     return {
-        field: Form(form.dtype, (rows, *form.shape[1:]))
-        for field, values in _fields(one)
+        part: Form(form.dtype, (rows, *form.shape[1:]))
+        for part, values in _fields(one)
         for form in [form_of(values)]
     }
 
@@ -83,8 +88,8 @@ class PartWriter:
             for kind in forms[tensor.name]:
                 if kind in grids:
                     rows, cols = tensor.shape
-                    for field, form in layout(grids[kind], (rows, cols)).items():
-                        declared[f"{tensor.name}|{kind}|{field}"] = form
+                    for part, form in layout(grids[kind], (rows, cols)).items():
+                        declared[f"{tensor.name}|{kind}|{part}"] = form
                 else:
                     dtype = tensor.dtype if unchanged else "F32"
                     self._floats[tensor.name] = dtype
@@ -98,8 +103,8 @@ class PartWriter:
         do not fit in the type of the source.
         """
         if isinstance(rows, QuantizedTensor):
-            for field, values in _fields(rows):
-                self._writer.append(f"{name}|{rows.grid}|{field}", values)
+            for part, values in _fields(rows):
+                self._writer.append(f"{name}|{rows.grid}|{part}", values)
             return
         dtype = self._floats[name]
         stored = exactly(rows, dtype)
@@ -145,16 +150,24 @@ class Part:
     def has_floats(self, name: str) -> bool:
         return f"{name}|{FLOAT}" in self.file.entries
 
+    def columns(self, name: str) -> Floats | None:
+        """The scale [in] of what the linear with the weight `name` reads, if it has one."""
+        key = f"{name}|{COLUMNS}"
+        return as_float32(self.file.rows(key), "F32") if key in self.file.entries else None
+
     def whole(self) -> Stored:
         """Everything in it, in memory."""
-        quantized, floats = {}, {}
+        quantized, floats, columns = {}, {}, {}
         for key in self.file.entries:
-            name, kind, *field = key.split("|")
+            name, kind, *rest = key.split("|")
+            scale = self.columns(name) if kind == COLUMNS else None
             if kind == FLOAT:
                 floats[name] = self.floats(name)
-            elif field == [CODES]:
+            elif scale is not None:
+                columns[name] = scale
+            elif rest == [CODES]:
                 quantized[name] = self.quantized(name, kind)
-        return Stored(quantized, floats)
+        return Stored(quantized, floats, columns)
 
 
 def _float_type(dtype: str) -> Dtype:

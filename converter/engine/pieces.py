@@ -78,11 +78,14 @@ def after(sight: Sight, changes: Mapping[str, Change]) -> Sight:
         name: seen.after(changes[name]) if name in changes else seen
         for name, seen in sight.inputs.items()
     }
+    samples = {
+        name: changes[name].of(x) if name in changes else x for name, x in sight.samples.items()
+    }
     change = changes.get("attn_in")
     if change is None or sight.mixed is None:
-        return Sight(inputs, sight.mixed)
+        return Sight(inputs, sight.mixed, samples)
     if change.shift is not None:
-        return Sight(inputs, None)
+        return Sight(inputs, None, samples)
     scale = 1 / change.divide
     outer = scale[:, None] * scale[None, :]
-    return Sight(inputs, Pair(sight.mixed.fit * outer, sight.mixed.held * outer))
+    return Sight(inputs, Pair(sight.mixed.fit * outer, sight.mixed.held * outer), samples)

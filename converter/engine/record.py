@@ -43,8 +43,10 @@ class BlockRecord:
     peak_bytes: int  # largest resident size of the process so far
     largest: Mapping[str, float] = field(default_factory=dict, hash=False)
     """Largest magnitudes over all rows of the block as it was stored: of its inputs, by the names
-    of engine.block.READS, of "key" (after RoPE) and of "value", as they enter a cache. Empty where
-    an older qconvert made the block."""
+    of engine.block.READS, of "key" (after RoPE) and of "value", as they enter a cache. Of inputs
+    that a fixed scale was chosen for by another rule, what that scale reaches to. Empty where an
+    older qconvert made the block."""
     covered: Mapping[str, float] = field(default_factory=dict, hash=False)
-    """Largest magnitudes of the inputs that fixed scales were taken to cover, where activations
-    were rounded as rows were passed on: of the block in float, before `largest` could be seen."""
+    """What the fixed scales of inputs were taken to reach to, where activations were rounded as
+    rows were passed on: by the usual rule, the largest magnitudes of the block in float, before
+    `largest` could be seen."""

@@ -1,7 +1,7 @@
 """Activations as a runtime will round them, so that later blocks are calibrated on its errors.
 
 A scale that is made of the values at hand maps the largest of them to the type's largest number.
-One that a file fixes does so with the largest magnitude of the calibration rows. FP4 (NVFP4) has
+One that a file fixes does so with the reach that calibration chose (`reach`). FP4 (NVFP4) has
 both: a scale of the tensor, and in e4m3 times it one for 16 columns.
 """
 
@@ -56,7 +56,7 @@ class Rounded:
     """How the input of one linear is rounded."""
 
     how: InputRounding
-    largest: float  # what a fixed scale covers
+    reach: float  # what a fixed scale covers: the magnitude that maps to the largest number
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., cols]; gradients pass as if nothing was rounded."""
@@ -66,7 +66,7 @@ class Rounded:
 
     def _values(self, x: torch.Tensor) -> torch.Tensor:
         kind = _KINDS[self.how.kind]
-        fixed = self.how.scale or max(self.largest, _LEAST) / (kind.top * (kind.scales_top or 1))
+        fixed = self.how.scale or max(self.reach, _LEAST) / (kind.top * (kind.scales_top or 1))
         if self.how.per < 0:
             return kind.nearest(x / fixed) * fixed
         pieces: torch.Tensor = x.unflatten(-1, (-1, self.how.per or x.shape[-1]))
@@ -77,15 +77,20 @@ class Rounded:
         return (kind.nearest(pieces / scale) * scale).reshape(x.shape)
 
 
+def is_fixed(how: InputRounding) -> bool:
+    """Whether there is a scale that calibration fixes."""
+    return how.scale is None and (how.per < 0 or bool(_KINDS[how.kind].scales_top))
+
+
 Inputs = Mapping[str, Rounded]
 """By role, of the linears whose inputs are rounded."""
 
 
 def inputs_of(
-    roundings: Mapping[str, InputRounding], largest: Mapping[str, float]
+    roundings: Mapping[str, InputRounding], reach: Mapping[str, float]
 ) -> dict[str, Rounded]:
-    """`roundings` by role; `largest` by the names of `READS`."""
-    return {role: Rounded(how, largest[READS[role]]) for role, how in roundings.items()}
+    """`roundings` by role; `reach` by the names of `READS`."""
+    return {role: Rounded(how, reach[READS[role]]) for role, how in roundings.items()}
 
 
 @contextmanager

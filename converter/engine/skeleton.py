@@ -101,16 +101,27 @@ class Skeleton:
         self, block: Block, compute: torch.dtype = torch.float32
     ) -> Iterator[torch.nn.Module]:
         """The module of `block` with its weights in place; they are dropped afterwards. Matrices
-        take the type `compute` at once: autocast would do it again for every row."""
+        take the type `compute` at once: autocast would do it again for every row. What reads an
+        input of which the block has `columns` multiplies it by them first."""
         module = self.blocks[block.index]
         paths = block_paths(self.source, block.index)
         for key, (path, transposed) in paths.items():
             value = block.tensors[key].to(self.device)
             value = value.to(compute) if value.dim() > 1 else value
             _set(module, path, value.t().contiguous() if transposed else value)
+        hooks = [
+            module.get_submodule(
+                paths[role, "weight"][0].rpartition(".")[0]
+            ).register_forward_pre_hook(_times(scale.to(self.device)))
+            for name, scale in block.columns.items()
+            if bool((scale != 1).any())
+            for role in block.readers(name)
+        ]
         try:
             yield module
         finally:
+            for hook in hooks:
+                hook.remove()
             for path, _ in paths.values():
                 _set(module, path, None)
 
@@ -119,6 +130,11 @@ class Skeleton:
         role = block.readers(name)[0]
         path, _ = block_paths(self.source, block.index)[role, "weight"]
         return module.get_submodule(path.rpartition(".")[0])
+
+
+def _times(scale: torch.Tensor) -> Callable[[Any, tuple[Any, ...]], tuple[Any, ...]]:
+    """Before a linear: what it reads, times `scale` [cols]."""
+    return lambda _, args: ((args[0] * scale).to(args[0].dtype), *args[1:])
 
 
 def skeleton(source: Source, device: torch.device) -> Skeleton:

@@ -104,7 +104,7 @@ class Work:
         }
         given = {(name, one.grid) for name, one in stored.quantized.items()}
         given |= {(name, FLOAT) for name in stored.floats}
-        if wanted != given:
+        if wanted != given or not set(stored.columns) <= set(stored.quantized):
             raise ValueError(f"block {index} is not as planned: {sorted(wanted ^ given)[:4]}")
         self._check_shapes(index, stored)
         content = arrays(stored, {one.name: one.dtype for one in tensors})

@@ -1,7 +1,8 @@
 """Outliers of activations moved into weights, for activations of 8 bits.
 
 Xiao et al. 2022, "SmoothQuant", equation 4: s_j = max|x_j|^alpha / max|w_j|^(1 - alpha), the inputs
-divided and the columns multiplied by s, for linears behind a norm. max|w_j| is over all linears
+divided and the columns multiplied by s, for linears behind a norm, and for those whose input the
+output itself holds a scale of. max|w_j| is over all linears
 that read the input. No search: alpha says how much of the difficulty moves; 0.5 shares it evenly.
 """
 
@@ -50,7 +51,8 @@ class SmoothQuant:
         """The keys of the changes name the pairs that were folded: see `folding.pairs`."""
         changes = {}
         for name, pair in pairs(source, block).items():
-            if pair.is_norm and name in inputs and any(role in grids for role in pair.readers):
+            free = pair.is_norm or pair.held is not None
+            if free and name in inputs and any(role in grids for role in pair.readers):
                 scale = self.scale(block, pair, inputs[name].fit)
                 block, changes[name] = fold(block, pair, scale)
         return block, changes
