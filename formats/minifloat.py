@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,10 +25,25 @@ from qconvert.formats.multipliers import Float8, Multipliers, Params, Plain, Pow
 from qconvert.formats.nearest import on_lines
 from qconvert.formats.tensor import QuantizedTensor
 from qconvert.kernels.fit import Fit, Table, usable
-from qconvert.kernels.minifloat import E2M1, E4M3, MiniFloat
+from qconvert.kernels.minifloat import E2M1, E4M3, Bytes
 
 Floats = NDArray[np.float32]
 AT_ONCE = 1 << 17  # weights: what a search makes of them stays in the cache
+
+
+class Element(Protocol):
+    """The values of a grid before scales: `kernels.minifloat.MiniFloat`, or what has other codes
+    for the same values."""
+
+    @property
+    def sign(self) -> int: ...
+    @property
+    def levels(self) -> Floats: ...
+    @property
+    def top(self) -> float: ...
+    def rounded(self, v: Floats) -> Bytes: ...
+    def bits(self, codes: Bytes) -> Bytes: ...
+    def codes(self, bits: Bytes) -> Bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +52,7 @@ class MiniFloatGrid:
     for all rows of a block together; a tensor then gives and takes rows freely."""
 
     name: str
-    element: MiniFloat
+    element: Element
     scales: Multipliers
     group: int = 0
 
