@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,10 @@ SIZES: Mapping[str, int] = {
 }  # fmt: skip
 """Types of safetensors that are written here -> bytes. Arrays of BF16 are uint16, of F8_E4M3 uint8:
 numpy has neither."""
+
+
+CacheType = Literal["fp8", "nvfp4"]
+"""Of a KV cache whose scales are stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,16 @@ class Measured:
 
     entry: Entry  # F32, of one element
     statistic: Statistic
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """A stored number that is equal in all linears that a program holds as one. It is made when the
+    last of them is packed, and lies beside that one."""
+
+    entry: Entry  # F32, of one element
+    of: Callable[[QuantizedTensor], float]
+    stored: Callable[[float], np.float32]  # made of the largest `of` among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +131,11 @@ class Container(Protocol):
         one for a linear of this role."""
         ...
 
+    def column_part(self, linear: Linear) -> str | None:
+        """Last part of the name of that vector, of a linear of a folder that must have one."""
+        ...
+
+    def joint(self, linear: Linear) -> Joint | None: ...
     def cache(
         self, key: str, value: str, sources: tuple[str, str], kv: str
     ) -> tuple[Measured, ...]:
@@ -133,8 +152,8 @@ class Container(Protocol):
         """Whether config.json, or a file beside it, tells of this container."""
         ...
 
-    def kv(self, config: Mapping[str, Any], folder: Path) -> str | None:
-        """Type of the KV cache that the configuration switches on: "fp8", "nvfp4"."""
+    def kv(self, config: Mapping[str, Any], folder: Path) -> CacheType | None:
+        """Type of the KV cache that the configuration switches on."""
         ...
 
     def linears(
@@ -162,6 +181,9 @@ class FolderPlan:
     float_type: Dtype
     files: Mapping[str, bytes]  # name -> content: config.json, ...
     copies: Mapping[str, Path]  # name -> the source's own file: tokenizer.json, ...
+    joint: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The last of the linears that have a number in common -> all of them; `Container.joint`. All
+    their entries of it are among those of the last."""
     made: Mapping[str, Callable[[Mapping[str, float]], bytes]] = field(default_factory=dict)
     """Files made of measured values at the end: each is given them by output tensor."""
     split_bytes: int = 5_000_000_000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from qconvert.formats.refusal import refuse
@@ -94,8 +94,9 @@ def plan_folder(
         **(config.files if config else {}),
         **extras.files,
     }
+    joint = _joint(drawn, fusing)
     outputs, entries = [], {}
-    for tensor, stored in _tensors(drawn, fusing, cache):
+    for tensor, stored in _tensors(drawn, fusing, cache, joint):
         outputs.append(tensor)
         entries[tensor.name] = stored
     folder = FolderPlan(
@@ -105,6 +106,7 @@ def plan_folder(
         float_type=drawn.float_type,
         files=files,
         copies=copied_files(drawn.source),
+        joint=joint,
         made=extras.made,
     )
     if split_bytes is not None:
@@ -113,7 +115,7 @@ def plan_folder(
 
 
 def _tensors(
-    drawn: Drawn, fusing: Fusing, cache: CacheRule
+    drawn: Drawn, fusing: Fusing, cache: CacheRule, joint: Mapping[str, tuple[str, ...]]
 ) -> Iterator[tuple[OutputTensor, tuple[Entry, ...]]]:
     shares = _shares(drawn, fusing)
     caches = dict(_caches(drawn, cache)) if drawn.kv else {}
@@ -122,7 +124,8 @@ def _tensors(
         if linear is None:
             yield _float(tensor, drawn.float_type)
         else:
-            yield _quantized(drawn, tensor, linear, shares.get(tensor.name, ()))
+            held = [drawn.linears[name] for name in joint.get(tensor.name, ())]
+            yield _quantized(drawn, tensor, linear, shares.get(tensor.name, ()), held)
             assert drawn.container is not None
             for one in drawn.container.inputs(linear, tensor.name):
                 yield _measured(one, stored=True)
@@ -139,10 +142,18 @@ def _float(tensor: SourceTensor, dtype: Dtype) -> tuple[OutputTensor, tuple[Entr
 
 
 def _quantized(
-    drawn: Drawn, tensor: SourceTensor, linear: Linear, shares: tuple[str, ...]
+    drawn: Drawn,
+    tensor: SourceTensor,
+    linear: Linear,
+    shares: tuple[str, ...],
+    held: Sequence[Linear],  # whose joint numbers lie beside this one
 ) -> tuple[OutputTensor, tuple[Entry, ...]]:
     assert drawn.container is not None
-    entries = drawn.container.entries(linear, drawn.float_type)
+    numbers = [drawn.container.joint(one) for one in held]
+    entries = (
+        *drawn.container.entries(linear, drawn.float_type),
+        *(one.entry for one in numbers if one is not None),
+    )
     scheme = linear.scheme
     output = OutputTensor(
         name=tensor.name,
@@ -175,14 +186,33 @@ def _columns(entry: Entry, weight: str) -> tuple[OutputTensor, tuple[Entry, ...]
 
 
 def _shares(drawn: Drawn, fusing: Fusing) -> dict[str, tuple[str, ...]]:
-    """Weight -> the weights that have one scale with it, where its scheme has such a scale."""
-    linears = [one for one in drawn.source.tensors if one.name in drawn.linears]
+    """Weight -> the weights that have one scale with it, where its scheme has such a scale. That of
+    a grid with `alone` is of one tensor, whatever is fused with it."""
+    found = {}
+    for names in _together(drawn, fusing):
+        for name in names:
+            scheme = drawn.linears[name].scheme
+            if scheme.shared:
+                found[name] = (name,) if getattr(scheme.grid, "alone", False) else names
+    return found
+
+
+def _joint(drawn: Drawn, fusing: Fusing) -> dict[str, tuple[str, ...]]:
+    """As `FolderPlan.joint`."""
+    if drawn.container is None:
+        return {}
     return {
-        member.name: tuple(other.name for other in one.members)
-        for one in joined(drawn.source, linears, fusing)
-        for member in one.members
-        if drawn.linears[member.name].scheme.shared
+        names[-1]: names
+        for names in _together(drawn, fusing)
+        if drawn.container.joint(drawn.linears[names[-1]]) is not None
     }
+
+
+def _together(drawn: Drawn, fusing: Fusing) -> Iterator[tuple[str, ...]]:
+    """Weights that a program holds as one linear, in the order of the source."""
+    linears = [one for one in drawn.source.tensors if one.name in drawn.linears]
+    for one in joined(drawn.source, linears, fusing):
+        yield tuple(member.name for member in one.members)
 
 
 def _caches(drawn: Drawn, cache: CacheRule) -> Iterator[tuple[str, tuple[Measured, ...]]]:

@@ -10,8 +10,18 @@ from typing import Any
 import numpy as np
 
 from qconvert.formats.refusal import Reason, refuse
-from qconvert.formats.serving.container import Array, Config, Entry, Linear, Measured, Told
+from qconvert.formats.serving.container import (
+    Array,
+    CacheType,
+    Config,
+    Entry,
+    Joint,
+    Linear,
+    Measured,
+    Told,
+)
 from qconvert.formats.serving.containers.claims import Claims, read_linears
+from qconvert.formats.serving.containers.names import JOINED
 from qconvert.formats.serving.layouts.layout import Layout
 from qconvert.formats.serving.layouts.numbers import E4M3_LARGEST
 from qconvert.formats.serving.scheme import Activations, Scheme
@@ -46,7 +56,12 @@ class ColumnScale:
     """A stored vector [in] by which inputs are multiplied, in the float type of the model."""
 
     part: str  # last part of its name
-    roles: frozenset[str]  # of the linears that must have one
+    roles: frozenset[str]  # of the linears that must have one; no other may
+    joined: bool = False  # whether linears that programs join with others are among them
+
+    def on(self, module: str) -> bool:
+        """Whether the linear of this name has such a role."""
+        return self.joined or module.rpartition(".")[2] not in JOINED
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +79,7 @@ class Assembled:
     """By what is rounded to, and whether the scheme is static."""
     cache_scales: CacheScales | None = None
     column_scale: Callable[[Scheme], ColumnScale | None] = lambda scheme: None
+    joints: Callable[[Linear], Joint | None] = lambda linear: None
 
     def problems(self, scheme: Scheme) -> Sequence[Reason]:
         return [] if self.layout(scheme) is not None else [self.unheld(scheme)]
@@ -91,6 +107,13 @@ class Assembled:
         if scale is None or role not in scale.roles:
             return None
         return Entry(f"{linear.module}.{scale.part}", float_type, (linear.shape[1],))
+
+    def column_part(self, linear: Linear) -> str | None:
+        scale = self.column_scale(linear.scheme)
+        return scale.part if scale is not None and scale.on(linear.module) else None
+
+    def joint(self, linear: Linear) -> Joint | None:
+        return self.joints(linear)
 
     def cache(
         self, key: str, value: str, sources: tuple[str, str], kv: str
@@ -123,7 +146,7 @@ class Assembled:
     def recognises(self, config: Mapping[str, Any], folder: Path) -> bool:
         return self.claims(config, folder) is not None
 
-    def kv(self, config: Mapping[str, Any], folder: Path) -> str | None:
+    def kv(self, config: Mapping[str, Any], folder: Path) -> CacheType | None:
         claims = self.claims(config, folder)
         return None if claims is None else claims.kv
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qconvert.formats.refusal import Reason, Refused, raise_if_any, refuse
-from qconvert.formats.serving.container import Entry, Linear, Measured
+from qconvert.formats.serving.container import CacheType, Entry, Joint, Linear, Measured
 from qconvert.formats.serving.containers.names import EMBEDDINGS
 from qconvert.formats.serving.layouts.layout import Layout
 from qconvert.formats.serving.scheme import Activations, Form, Scheme
@@ -16,6 +16,7 @@ from qconvert.formats.source import DTYPES, Dtype
 
 SHOWN = 5  # reasons of one kind
 AGAIN = "write the folder again, or get an undamaged copy"
+NEEDED = "loaders read it of every such linear: store ones where its inputs are not scaled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Claims:
     stays_float: Callable[[str], bool] | None  # None: loaders go by the types of the tensors
     listed: Sequence[str] = ()  # names, not patterns, of modules that stay float
     inside: bool = False  # whether loaders look for `listed` inside names
-    kv: str | None = None  # type of the KV cache that it switches on
+    kv: CacheType | None = None  # type of the KV cache that it switches on
 
 
 class Stores(Protocol):
@@ -37,6 +38,8 @@ class Stores(Protocol):
     @property
     def layout(self) -> Callable[[Scheme], Layout | None]: ...
     def inputs(self, linear: Linear, source: str) -> tuple[Measured, ...]: ...
+    def column_part(self, linear: Linear) -> str | None: ...
+    def joint(self, linear: Linear) -> Joint | None: ...
 
 
 def scheme_like(
@@ -143,12 +146,13 @@ def _differences(
     """Tensors of a module that are missing, too many, or of another type or shape."""
     scale = parts.get("weight_scale")
     float_type: Dtype = next((one for one in DTYPES if scale and scale.dtype == one), "F16")
-    measured = [one.entry for one in container.inputs(linear, "")]
-    wanted = [*layout.entries(linear, float_type), *measured]
+    columns = container.column_part(linear)
+    wanted = [*layout.entries(linear, float_type), *_beside(container, linear)]
     for entry in wanted:
         found = parts.get(entry.name.rpartition(".")[2])
         if found is None:
-            yield Reason(f"{entry.name} is missing", AGAIN)
+            remedy = NEEDED if entry.name == f"{linear.module}.{columns}" else AGAIN
+            yield Reason(f"{entry.name} is missing", remedy)
         elif (found.dtype, found.shape) != (entry.dtype, entry.shape) and not _as_good(
             found, entry
         ):
@@ -161,6 +165,17 @@ def _differences(
     for part, found in parts.items():
         if found.name not in names and part not in BESIDE:
             yield Reason(f"{found.name} belongs to no {linear.scheme.name}", AGAIN)
+
+
+def _beside(container: Stores, linear: Linear) -> Iterator[Entry]:
+    """What is stored of a linear besides what its layout says."""
+    yield from (one.entry for one in container.inputs(linear, ""))
+    part = container.column_part(linear)
+    if part is not None:
+        yield Entry(f"{linear.module}.{part}", "F16", (linear.shape[1],))
+    joint = container.joint(linear)
+    if joint is not None:
+        yield joint.entry
 
 
 BESIDE = ("bias", "k_scale", "v_scale")

@@ -1,79 +1,72 @@
-"""ModelOpt's unified form: FP8 and NVFP4, told of twice, in config.json and hf_quant_config.json.
+"""ModelOpt's unified form, told of twice, in config.json and hf_quant_config.json.
 
-Source: vLLM 0.32, `modelopt.py`; NVIDIA/TensorRT-LLM 2edf354, `quantization/modelopt_config.py`,
-which follows hf_quant_config.json where the two differ; folders that nvidia-modelopt 0.47.0 wrote.
-Modules that stay float are looked for inside names.
+Source: folders that nvidia-modelopt 0.47.0 wrote, and its `export/convert_hf_config.py` and
+`export/quant_utils.py`; vLLM 0.32, `modelopt.py`; NVIDIA/TensorRT-LLM,
+`quantization/modelopt_config.py` @ 2edf354 and `_torch/model_config.py` @ 008e0af: it follows
+hf_quant_config.json where the two differ, and finds a layer of a mix by the name of its weights'
+module, q, k, v by that of q, gate and up by that of gate (`_torch/models/modeling_utils.py`,
+`apply_layerwise_quant_config`). Modules that stay float are looked for inside names.
+
+Beyond ModelOpt's own, config.json says `group_size`: without it the loaders of integers fail if
+they have that file alone. A mix has no `config_groups`; all loaders take `quantized_layers`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import qconvert
 from qconvert.formats.refusal import Reason, refuse
-from qconvert.formats.serving.container import Config, Told
-from qconvert.formats.serving.containers.assembled import Assembled, CacheScales, InputScale
+from qconvert.formats.serving.container import CacheType, Config, Told
+from qconvert.formats.serving.containers.assembled import (
+    Assembled,
+    CacheScales,
+    ColumnScale,
+    InputScale,
+)
 from qconvert.formats.serving.containers.claims import Claims, quantization_of, scheme_like
-from qconvert.formats.serving.containers.common import Span, by_parts, span_of
-from qconvert.formats.serving.layouts.float_quantized import FloatQuantized
-from qconvert.formats.serving.layouts.fp4 import NvFp4
+from qconvert.formats.serving.containers.common import by_parts
+from qconvert.formats.serving.containers.modelopt_algorithms import (
+    ALGORITHMS,
+    Algorithm,
+    algorithm_named,
+    algorithm_of,
+    joint_of,
+)
 from qconvert.formats.serving.layouts.layout import Layout
-from qconvert.formats.serving.layouts.numbers import E4M3_LARGEST, FP4_RANGE
-from qconvert.formats.serving.scheme import Activations, Form, Scheme
+from qconvert.formats.serving.layouts.numbers import E4M3_LARGEST, FP4_RANGE, INT8_LARGEST
+from qconvert.formats.serving.scheme import Scheme
 
 FILE = "hf_quant_config.json"
 MIXED = "MIXED_PRECISION"
-KV = {"num_bits": 8, "type": "float", "dynamic": False}
-
-
-@dataclass(frozen=True, slots=True)
-class Algorithm:
-    """One `quant_algo`."""
-
-    name: str
-    form: Form
-    span: Span
-    activations: Activations | None
-    static: bool
-    layout: Layout
-    also: tuple[str, ...] = ()  # other spellings, upper case
-
-
-_NVFP4 = NvFp4("weight", "weight_scale_2", (), divisor=False)
-
-ALGORITHMS: Sequence[Algorithm] = (
-    Algorithm("FP8", "fp8", "tensor", "fp8", True,
-              FloatQuantized("weight_scale", lambda rows, groups: ())),
-    Algorithm("FP8_PER_CHANNEL_PER_TOKEN", "fp8", "channel", "fp8", False,
-              FloatQuantized("weight_scale", lambda rows, groups: (rows,))),
-    Algorithm("FP8_PB_WO", "fp8", "block", "fp8", False,
-              FloatQuantized("weight_scale", lambda rows, groups: (rows, 1, groups, 1)),
-              ("FP8_BLOCK_SCALES",)),
-    Algorithm("NVFP4", "nvfp4", "group", "fp4", False, _NVFP4),
-    Algorithm("W4A16_NVFP4", "nvfp4", "group", None, False, _NVFP4),
-)  # fmt: skip
-
-
-def _algorithm(scheme: Scheme) -> Algorithm | None:
-    facts = (scheme.form, scheme.activations, scheme.static)
-    fitting = [one for one in ALGORITHMS if facts == (one.form, one.activations, one.static)]
-    return next((one for one in fitting if one.span == span_of(scheme)), None)
+FP8_CACHE = {"dynamic": False, "num_bits": 8, "type": "float"}
+CACHES: Mapping[str, tuple[CacheType, Any]] = {
+    "FP8": ("fp8", FP8_CACHE),
+    "NVFP4": ("nvfp4", "NVFP4"),
+}
+"""`kv_cache_quant_algo` -> the type, and `kv_cache_scheme` of config.json."""
 
 
 def _layout(scheme: Scheme) -> Layout | None:
-    found = _algorithm(scheme)
+    found = algorithm_of(scheme)
     return None if found is None else found.layout
+
+
+def _columns(scheme: Scheme) -> ColumnScale | None:
+    found = algorithm_of(scheme)
+    return None if found is None else found.columns
 
 
 def _unheld(scheme: Scheme) -> Reason:
     return Reason(
-        f"the modelopt container holds no {scheme.name}: programs read FP8 and NVFP4 of it",
-        "--scheme fp8, fp8-block or nvfp4, or --container compressed-tensors",
+        f"the modelopt container holds no {scheme.name}: programs read FP8, NVFP4, and integers "
+        "with no zero points, of 4 bits in groups of 128 or 64 or either with a scale for each "
+        "row, of it",
+        "--scheme fp8, fp8-block, nvfp4 or w4a16 --group 128, or --container compressed-tensors",
     )
 
 
@@ -83,34 +76,57 @@ def _tell(told: Told) -> Config:
     if not told.linears:
         raise refuse("the modelopt container holds no KV-cache scales alone",
                      "--container compressed-tensors")  # fmt: skip
-    kept = by_parts("the modelopt container", told)
+    kept = [*by_parts("the modelopt container", told), *_looked_up(told)]
+    name = next((name for name, (kind, _) in CACHES.items() if kind == told.kv), None)
     schemes = list(dict.fromkeys(one.scheme for one in told.linears))
-    each = {one: _numbers(one) for one in schemes}
-    numbers = each[schemes[0]] if len(schemes) == 1 else {"quant_algo": MIXED}
-    layers = {"quantized_layers": {one.module: each[one.scheme] for one in told.linears}}
-    numbers = {**numbers, **(layers if len(schemes) > 1 else {})}
+    mixed = len(schemes) > 1
+    first = _algorithm(schemes[0])
+    whole = {"quant_algo": MIXED} if mixed else first.told(schemes[0].group)
+    more = {} if mixed else dict(first.more or {})
     producer = {"name": "qconvert", "version": qconvert.__version__}
     nested = {
-        **numbers,
-        "kv_cache_quant_algo": None if told.kv is None else told.kv.upper(),
+        "quant_algo": whole.pop("quant_algo"),
+        "kv_cache_quant_algo": name,
+        **whole,
+        **more,
+        **({"quantized_layers": _layers(told, for_trtllm=True)} if mixed else {}),
         "exclude_modules": kept,
     }
+    group = None if mixed else first.config_group
     flat = {
-        "quant_method": "modelopt",
-        **numbers,
-        **({} if told.kv is None else {"kv_cache_scheme": KV}),
+        **({"config_groups": {"group_0": {**group, "targets": ["Linear"]}}} if group else {}),
         "ignore": kept,
+        "quant_algo": nested["quant_algo"],
+        **whole,
+        **({"kv_cache_scheme": CACHES[name][1]} if name else {}),
+        **({"quantized_layers": _layers(told, for_trtllm=False)} if mixed else {}),
         "producer": producer,
+        "quant_method": "modelopt",
     }
-    text = json.dumps({"producer": producer, "quantization": nested}, indent=2) + "\n"
+    text = json.dumps({"producer": producer, "quantization": nested}, indent=4)
     return Config(flat, {FILE: text.encode()})
 
 
-def _numbers(scheme: Scheme) -> dict[str, Any]:
-    found = _algorithm(scheme)
+def _algorithm(scheme: Scheme) -> Algorithm:
+    found = algorithm_of(scheme)
     assert found is not None
-    size = {"group_size": scheme.group} if found.span == "group" else {}
-    return {"quant_algo": found.name, **size}
+    return found
+
+
+def _looked_up(told: Told) -> Iterator[str]:
+    """The embedding, which ModelOpt lists too."""
+    yield from (module for module, role in told.names.items() if role == "embedding")
+
+
+def _layers(told: Told, *, for_trtllm: bool) -> dict[str, Any]:
+    """What is said of each linear of a mix. TensorRT-LLM takes a layer's name of an algorithm as it
+    is, so it knows FP8 blocks by its own name only, and vLLM by ModelOpt's only."""
+    found = {}
+    for one in told.linears:
+        algorithm = _algorithm(one.scheme)
+        own = {**algorithm.told(one.scheme.group), **(algorithm.more or {})}
+        found[one.module] = dict(algorithm.in_layers or own) if for_trtllm else own
+    return found
 
 
 def _claims(config: Mapping[str, Any], folder: Path) -> Claims | None:
@@ -121,23 +137,41 @@ def _claims(config: Mapping[str, Any], folder: Path) -> Claims | None:
     told = nested if nested is not None else flat
     kept = told.get("exclude_modules" if nested is not None else "ignore") or ()
     layers = told.get("quantized_layers") or {}
-    whole = str(told.get("quant_algo") or "").upper()
-    found = {one: _scheme(one) for one in dict.fromkeys(
-        [whole] if whole != MIXED else [str(one["quant_algo"]).upper() for one in layers.values()]
-    ) if one}  # fmt: skip
+    whole = None if str(told.get("quant_algo") or "").upper() == MIXED else _said(told)
+    each = {module: _said(one) for module, one in layers.items()} if whole is None else {}
+    found = {one: _scheme(*one) for one in dict.fromkeys([whole, *each.values()]) if one}
 
     def scheme(module: str) -> Scheme | None:
-        if whole != MIXED:
-            return found.get(whole)
-        one = layers.get(module)
-        return None if one is None else found[str(one["quant_algo"]).upper()]
+        said = each.get(module) if whole is None else whole
+        return None if said is None else found[said]
 
     def stays_float(module: str) -> bool:
         return any(one in module or fnmatchcase(module, one) for one in kept)
 
-    cache = told.get("kv_cache_quant_algo") or told.get("kv_cache_scheme")
     named = [one for one in kept if not set("*?[") & set(one)]
-    return Claims(scheme, stays_float, named, inside=True, kv="fp8" if cache else None)
+    return Claims(scheme, stays_float, named, inside=True, kv=_cache(told))
+
+
+Said = tuple[str, int | None, bool]
+"""What is said of linears: the algorithm, the group, whether there are zero points."""
+
+
+def _said(fields: Mapping[str, Any]) -> Said | None:
+    name = fields.get("quant_algo")
+    if not name:
+        return None
+    size = fields.get("group_size")
+    return str(name), int(size) if size else None, bool(fields.get("has_zero_point"))
+
+
+def _cache(told: Mapping[str, Any]) -> CacheType | None:
+    said = told.get("kv_cache_quant_algo") or told.get("kv_cache_scheme")
+    if not said:
+        return None
+    for name, (kind, flat) in CACHES.items():
+        if said == name or said == flat:
+            return kind
+    raise refuse(f"the folder has a KV cache of {said}", f"qconvert reads {' and '.join(CACHES)}")
 
 
 def _nested(folder: Path) -> Mapping[str, Any] | None:
@@ -152,19 +186,26 @@ def _nested(folder: Path) -> Mapping[str, Any] | None:
     return found if isinstance(found, Mapping) else None
 
 
-def _scheme(algorithm: str) -> Scheme:
-    for one in ALGORITHMS:
-        if algorithm in (one.name, *one.also):
-            size = {"group": 16, "block": 128}.get(one.span, 0)
-            bits = 4 if one.form == "nvfp4" else 8
-            return scheme_like(one.form, bits, size, activations=one.activations, static=one.static)
-    raise refuse(f"the folder is {algorithm} of ModelOpt",
-                 f"qconvert reads {', '.join(one.name for one in ALGORITHMS)}")  # fmt: skip
+def _scheme(name: str, group: int | None, zeros: bool) -> Scheme:
+    one = algorithm_named(name)
+    if one is None:
+        raise refuse(f"the folder is {name} of ModelOpt",
+                     f"qconvert reads {', '.join(one.name for one in ALGORITHMS)}")  # fmt: skip
+    if zeros:
+        raise refuse(f"the folder is {name} with zero points", "qconvert reads it without")
+    sizes = {"block": (128,), "group": one.groups}.get(one.span, (0,))
+    if group is None and len(sizes) > 1:
+        raise refuse(
+            f"the folder is {name}, and no group_size is said: TensorRT-LLM fails on that too",
+            f"set group_size in {FILE}",
+        )
+    size = sizes[0] if group is None or len(sizes) == 1 else group
+    return scheme_like(one.form, one.bits, size, activations=one.activations, static=one.static)
 
 
 CONTAINER = Assembled(
     name="modelopt",
-    summary="FP8 and NVFP4 as NVIDIA publishes them; TensorRT-LLM, vLLM, SGLang",
+    summary="FP8, NVFP4 and integers as NVIDIA publishes them; TensorRT-LLM, vLLM, SGLang",
     layout=_layout,
     unheld=_unheld,
     tell=_tell,
@@ -172,8 +213,14 @@ CONTAINER = Assembled(
     input_scales={
         ("fp8", True): InputScale("input_scale", (), E4M3_LARGEST),
         ("fp4", False): InputScale("input_scale", (), FP4_RANGE),
+        ("int8", True): InputScale("input_scale", (), INT8_LARGEST),
     },
     cache_scales=CacheScales(
-        lambda module: f"{module}.k_scale", lambda module: f"{module}.v_scale", ()
+        lambda module: f"{module}.k_scale",
+        lambda module: f"{module}.v_scale",
+        (),
+        {"fp8": E4M3_LARGEST, "nvfp4": FP4_RANGE},
     ),
+    column_scale=_columns,
+    joints=joint_of,
 )

@@ -12,6 +12,9 @@ FUSED: Mapping[str, tuple[str, ...]] = {
 """Last part of the name that programs give a joined linear -> those of its parts. Rules are held
 against the joined name."""
 
+JOINED = frozenset(FUSED) | {part for parts in FUSED.values() for part in parts}
+"""Last part of the names of linears that programs join, and of the joined ones."""
+
 EMBEDDINGS = frozenset(
     {"embed_tokens", "embed_in", "embed_positions", "wte", "wpe", "word_embeddings"}
 )

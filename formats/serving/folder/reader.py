@@ -15,8 +15,17 @@ from qconvert.formats.checkpoint_files import INDEX, read_json_object, stored_te
 from qconvert.formats.floats import decode_floats
 from qconvert.formats.refusal import Reason, raise_if_any, refuse
 from qconvert.formats.safetensors_header import Entry as Found
-from qconvert.formats.serving.container import SIZES, Array, Container, Entry, Linear, containers
+from qconvert.formats.serving.container import (
+    SIZES,
+    Array,
+    CacheType,
+    Container,
+    Entry,
+    Linear,
+    containers,
+)
 from qconvert.formats.serving.folder.writer import STORED
+from qconvert.formats.serving.layouts.numbers import floats
 from qconvert.formats.source import DTYPES, Source
 from qconvert.formats.target import CacheRounding, InputRounding, StoredTensor
 from qconvert.formats.tensor import QuantizedTensor
@@ -36,7 +45,7 @@ class FolderReader:
     tensors: Mapping[str, StoredTensor]
     container: Container | None  # None: nothing is quantized
     linears: Mapping[str, Linear]  # by the name of the weight
-    kv: str | None = None  # type of the KV cache that the configuration switches on
+    kv: CacheType | None = None  # type of the KV cache that the configuration switches on
     _views: Mapping[str, Array] = field(default_factory=dict, repr=False)  # of the mapped files
 
     def array(self, name: str) -> Array:
@@ -49,10 +58,12 @@ class FolderReader:
         return self.container.unpack(self.linears[name], self._views)
 
     def decode(self, name: str) -> NDArray[np.float32]:
-        """The float32 values of a tensor."""
+        """The float32 values of a tensor; those of a linear take in its `column_scales`."""
         linear = self.linears.get(name)
         if linear is not None:
-            return linear.scheme.grid.decode(self.codes(name))
+            values = linear.scheme.grid.decode(self.codes(name))
+            columns = self._columns(name)
+            return values if columns is None else values * columns
         stored = self.tensors[name]
         if stored.dtype not in DTYPES:
             raise refuse(f"{name} is stored as {stored.dtype}, and nothing says what it stands for")
@@ -90,6 +101,17 @@ class FolderReader:
         return {name: one for name, one in found.items() if one is not None}
 
     @property
+    def column_scales(self) -> Mapping[str, NDArray[np.float32]]:
+        """Name of a weight -> the vector [in] by which a runtime multiplies what it reads."""
+        found = {name: self._columns(name) for name in self.linears}
+        return {name: one for name, one in found.items() if one is not None}
+
+    def _columns(self, name: str) -> NDArray[np.float32] | None:
+        linear = self.linears[name]
+        part = None if self.container is None else self.container.column_part(linear)
+        return None if part is None else floats(self._views[f"{linear.module}.{part}"])
+
+    @property
     def cache_rounding(self) -> Mapping[int, CacheRounding]:
         """Block -> scales of its KV cache, where the configuration switches them on. 1 where none
         is stored, as runtimes take it."""
@@ -101,7 +123,7 @@ class FolderReader:
             if match is not None and view.size == 1:
                 found.setdefault(int(match["block"]), {})[match["which"]] = view.item()
         return {
-            block: CacheRounding(scales.get("k", 1.0), scales.get("v", 1.0))
+            block: CacheRounding(scales.get("k", 1.0), scales.get("v", 1.0), self.kv)
             for block, scales in found.items()
         }
 

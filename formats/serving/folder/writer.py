@@ -87,6 +87,7 @@ class FolderSink:
         self._file: BinaryIO | None = None
         self._gathered: Gathered | None = None
         self._measured: dict[str, float] = {}
+        self._reach: dict[str, float] = {}  # of linears whose joint numbers are still to be made
         self._open_for_next()
 
     def write(self, tensor: OutputTensor, rows: Rows) -> None:
@@ -138,7 +139,10 @@ class FolderSink:
         assert self._folder.container is not None
         whole, self._gathered = self._gathered.whole(), None
         linear = self._folder.linears[due.name]
-        arrays = self._folder.container.pack(linear, whole, self._folder.float_type)
+        arrays = {
+            **self._folder.container.pack(linear, whole, self._folder.float_type),
+            **self._joint(due.name, whole),
+        }
         entries = self._folder.entries[due.name]
         if set(arrays) != {entry.name for entry in entries}:
             raise ValueError(f"{due.name}: packed {sorted(arrays)}")
@@ -147,6 +151,25 @@ class FolderSink:
             if (array.shape, array.dtype) != (entry.shape, np.dtype(STORED[entry.dtype])):
                 raise ValueError(f"{entry.name}: {array.dtype} {array.shape}, planned {entry}")
             self._put(entry, 0, array)
+
+    def _joint(self, name: str, tensor: QuantizedTensor) -> dict[str, Array]:
+        """The numbers that `tensor`, the last of some linears, has in common with them."""
+        container, linears = self._folder.container, self._folder.linears
+        assert container is not None
+        joint = container.joint(linears[name])
+        if joint is None:
+            return {}
+        self._reach[name] = joint.of(tensor)
+        members = self._folder.joint.get(name, ())
+        if not members:
+            return {}
+        value = joint.stored(max(self._reach.pop(one) for one in members))
+        found = [container.joint(linears[one]) for one in members]
+        return {
+            one.entry.name: np.full(one.entry.shape, value, "<f4")
+            for one in found
+            if one is not None
+        }
 
     def _take_floats(self, due: OutputTensor, values: NDArray[np.float32], start: int) -> None:
         if due.statistic is not None:

@@ -7,7 +7,7 @@ block of 128 x 128. Source: vLLM 0.32, `compressed_tensors/schemes/compressed_te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,9 @@ import numpy as np
 from qconvert.formats.refusal import refuse
 from qconvert.formats.serving.container import Array, Entry, Linear
 from qconvert.formats.serving.layouts.layout import (
+    Shape,
     checked,
+    element,
     groups_of,
     name,
     neutral,
@@ -26,9 +28,6 @@ from qconvert.formats.serving.layouts.numbers import exact, floats
 from qconvert.formats.serving.scheme import Scheme
 from qconvert.formats.source import Dtype
 from qconvert.formats.tensor import QuantizedTensor
-from qconvert.kernels.minifloat import E4M3
-
-Shape = Callable[[int, int], tuple[int, ...]]
 
 
 def sharing(scheme: Scheme) -> int:
@@ -54,14 +53,14 @@ class FloatQuantized:
         scale = name(linear, self.scale)
         values = rows_alike(checked(linear, tensor).params["d"], sharing(linear.scheme), scale)
         return {
-            name(linear, "weight"): E4M3.bits(tensor.codes),
+            name(linear, "weight"): element(linear).bits(tensor.codes),
             scale: exact(values, "F32", scale).reshape(self._shape(linear)),
         }
 
     def unpack(self, linear: Linear, arrays: Mapping[str, Array]) -> QuantizedTensor:
         bits = arrays[name(linear, "weight")].astype(np.uint8, copy=False)
         try:
-            codes = E4M3.codes(bits)
+            codes = element(linear).codes(bits)
         except ValueError as fault:
             raise refuse(f"{name(linear, 'weight')}: {fault}") from None
         values = floats(arrays[name(linear, self.scale)]).reshape(-1, groups_of(linear))

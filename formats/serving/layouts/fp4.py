@@ -19,6 +19,7 @@ from qconvert.formats.serving.container import Array, Entry, Linear
 from qconvert.formats.serving.layouts import words
 from qconvert.formats.serving.layouts.layout import (
     checked,
+    element,
     groups_of,
     name,
     neutral,
@@ -29,7 +30,6 @@ from qconvert.formats.serving.layouts.numbers import FP4_RANGE
 from qconvert.formats.serving.scheme import Scheme
 from qconvert.formats.source import Dtype
 from qconvert.formats.tensor import QuantizedTensor
-from qconvert.kernels.minifloat import E2M1
 
 BITS = 4
 
@@ -59,7 +59,7 @@ class NvFp4:
         if not (np.isfinite(largest).all() and (largest > 0).all()):
             raise ValueError(f"{linear.module}: amax is {largest.item()}")
         return {
-            name(linear, self.marker): _pack(tensor.codes),
+            name(linear, self.marker): _pack(linear, tensor.codes),
             name(linear, "weight_scale"): params["scale"].astype(np.uint8),
             name(linear, self.whole): self._stored(largest).reshape(self.whole_shape),
         }
@@ -71,7 +71,7 @@ class NvFp4:
             raise refuse(f"{name(linear, self.whole)} is {stored.item()}")
         scale = np.ascontiguousarray(arrays[name(linear, "weight_scale")]).view(np.uint8)
         largest = repeated(self._largest(stored), 0, linear.shape[0])
-        codes = _unpack(arrays[name(linear, self.marker)])
+        codes = _unpack(linear, arrays[name(linear, self.marker)])
         return neutral(linear, codes, {"scale": scale, "amax": largest})
 
     def shape(self, stored: Mapping[str, Entry], scheme: Scheme) -> tuple[int, int]:
@@ -106,13 +106,13 @@ class MxFp4:
         self, linear: Linear, tensor: QuantizedTensor, float_type: Dtype
     ) -> Mapping[str, Array]:
         return {
-            name(linear, "weight_packed"): _pack(checked(linear, tensor).codes),
+            name(linear, "weight_packed"): _pack(linear, checked(linear, tensor).codes),
             name(linear, "weight_scale"): tensor.params["exponent"].astype(np.uint8),
         }
 
     def unpack(self, linear: Linear, arrays: Mapping[str, Array]) -> QuantizedTensor:
         exponent = np.array(arrays[name(linear, "weight_scale")], np.uint8)
-        codes = _unpack(arrays[name(linear, "weight_packed")])
+        codes = _unpack(linear, arrays[name(linear, "weight_packed")])
         return neutral(linear, codes, {"exponent": exponent})
 
     def shape(self, stored: Mapping[str, Entry], scheme: Scheme) -> tuple[int, int]:
@@ -120,9 +120,9 @@ class MxFp4:
         return rows, 2 * count
 
 
-def _pack(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return words.pack_bytes(E2M1.bits(codes), BITS)
+def _pack(linear: Linear, codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return words.pack_bytes(element(linear).bits(codes), BITS)
 
 
-def _unpack(packed: Array) -> NDArray[np.uint8]:
-    return E2M1.codes(words.unpack_bytes(np.asarray(packed, np.uint8), BITS))
+def _unpack(linear: Linear, packed: Array) -> NDArray[np.uint8]:
+    return element(linear).codes(words.unpack_bytes(np.asarray(packed, np.uint8), BITS))

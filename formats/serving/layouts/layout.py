@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +14,20 @@ from qconvert.formats.serving.layouts.numbers import Floats
 from qconvert.formats.serving.scheme import Scheme
 from qconvert.formats.source import Dtype
 from qconvert.formats.tensor import QuantizedTensor
+from qconvert.kernels.minifloat import Bytes
+
+Shape = Callable[[int, int], tuple[int, ...]]
+"""[rows of scales, scales in a row] -> the shape in which a container stores them."""
+
+
+class Element(Protocol):
+    """The small floats of a grid, `grid.element`: what is stored of each code. A grid that keeps
+    the sign of zeros has codes for both of them."""
+
+    def bits(self, codes: Bytes) -> Bytes: ...
+    def codes(self, bits: Bytes) -> Bytes:
+        """The inverse; `ValueError` for what is not a finite number."""
+        ...
 
 
 class Layout(Protocol):
@@ -69,6 +83,30 @@ def checked(linear: Linear, tensor: QuantizedTensor) -> QuantizedTensor:
             f"not {tensor.grid} {tensor.shape}"
         )
     return tensor
+
+
+def element(linear: Linear) -> Element:
+    """How the codes of a linear in FP8 or FP4 are stored: its grid says it."""
+    grid: Any = linear.scheme.grid
+    found: Element = grid.element
+    return found
+
+
+def signed(linear: Linear, codes: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """The whole numbers that the codes of an integer grid stand for."""
+    return (codes + _lowest(linear).view(np.uint8)).view(np.int8)
+
+
+def of_signed(linear: Linear, values: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """The inverse; `Refused` where the grid has no such number."""
+    codes = values.view(np.uint8) - _lowest(linear).view(np.uint8)
+    if codes.size and codes.max() >= len(linear.scheme.grid.levels):
+        raise refuse(f"{linear.module} holds numbers that {linear.scheme.name} has not")
+    return codes
+
+
+def _lowest(linear: Linear) -> NDArray[np.int8]:
+    return np.asarray(linear.scheme.grid.levels[:1], np.int8)
 
 
 def neutral(
