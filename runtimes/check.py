@@ -9,7 +9,7 @@ in another way than is checked (`also_checked`) is measured and judged in both.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,14 +22,18 @@ from qconvert.runtimes import machine, reference
 from qconvert.runtimes.findings import CheckReport, RuntimeFacts, TextFacts, file_facts
 from qconvert.runtimes.guarded import Guarded
 from qconvert.runtimes.judged import Found, Judged, Way, open_ways
+from qconvert.runtimes.loader import Loader
+from qconvert.runtimes.loading import read_by
 from qconvert.runtimes.measure import compare
-from qconvert.runtimes.noise import rounded, rounding_of
+from qconvert.runtimes.noise import rounded, rounding_of, rounding_told
 from qconvert.runtimes.runtime import Runtime
 from qconvert.runtimes.spool import Spool
 from qconvert.runtimes.text import Text, Windows, cut, encoder, prefix, read_text, read_tokenizer
 from qconvert.runtimes.weights import WeightCheck
 
 NOISE_WINDOWS = 2  # the expected noise is measured on this many: each costs one more forward pass
+
+NO_RUNTIME = "no runtime was run: the file was compared with its source, and nothing more"
 
 Progress = Callable[[str, int, int], None]
 
@@ -39,7 +43,8 @@ def check(
     source: Source,
     *,
     reader: Reader,
-    runtime: Runtime,
+    runtime: Runtime | None,
+    loaders: Iterable[Loader] = (),
     text_file: Path | None = None,
     windows: int = 8,
     length: int = 512,
@@ -52,26 +57,34 @@ def check(
 
     `text_file` is UTF-8 text, by default the excerpt of wikitext-2 test that ships with us;
     `floor` is an unquantized output of the same model, for the runtime's own noise. A runtime that
-    does not load the file, crashes or hangs makes the check fail. `MissingRuntime` when it cannot
-    be used here at all; `Refused` when the text is too short, or the file is of another model.
-    `progress(what, done, total)` counts windows.
+    does not load the file, crashes or hangs makes the check fail, and so does what a loader finds
+    wrong; one that is not installed is a note. `MissingRuntime` when the runtime cannot be used
+    here at all; `Refused` when the text is too short, or the file is of another model. Without a
+    runtime, `floor` is not used. `progress(what, done, total)` counts windows.
     """
     started = time.perf_counter()
-    reason = runtime.unavailable()
-    if reason is not None:
+    reason = None if runtime is None else runtime.unavailable()
+    if runtime is not None and reason is not None:
         raise MissingRuntime(runtime.name, reason, runtime.install)
     _refuse_long_windows(source, length)
     content, tokenizer = read_text(text_file), read_tokenizer(source.folder)
     cores = threads or machine.physical_cores()
     found = Found()
+    found.loaders, told = read_by(loaders, out, source)
+    found.notes += [*([NO_RUNTIME] if runtime is None else []), *told]
     with ExitStack() as stack:
         ways = open_ways(runtime, out, cores, length, stack)
-        session = ways[0].session
+        session = ways[0].session if ways else Guarded(None, "none is run")
         pieces = _cut(content, source.folder, tokenizer, session, windows, length)
-        _tokens(runtime, tokenizer, session, found)
+        if runtime is not None:
+            _tokens(runtime, tokenizer, session, found)
         with _source(source, pieces, runtime, floor, cores, found, progress) as spool:
             _decoded(source, reader, pieces, ways, spool, cores, found, progress)
-        facts = RuntimeFacts(runtime.name, runtime.version(), cores, session.notes)
+        facts = (
+            None
+            if runtime is None
+            else RuntimeFacts(runtime.name, runtime.version(), cores, session.notes)
+        )
     judged = Judged(ways, found, max_kl)
     return CheckReport(
         verdict="FAIL" if judged.reasons else "PASS",
@@ -93,6 +106,8 @@ def check(
         max_kl=max_kl,
         seconds=time.perf_counter() - started,
         also=judged.also,
+        loaders=tuple(found.loaders),
+        as_told=judged.as_told,
     )
 
 
@@ -134,7 +149,7 @@ def _tokens(runtime: Runtime, tokenizer: Tokenizer | None, session: Guarded, fou
 def _source(
     source: Source,
     pieces: Windows,
-    runtime: Runtime,
+    runtime: Runtime | None,
     floor: Path | None,
     threads: int,
     found: Found,
@@ -144,7 +159,7 @@ def _source(
     model = reference.from_folder(source.folder, threads=threads)
     count = len(pieces.tokens)
     spool = Spool(count, pieces.length, model.vocab)
-    if floor is None:
+    if floor is None or runtime is None:
         unquantized = Guarded(None)
     else:
         unquantized = Guarded.open(runtime, floor, threads=threads, context=pieces.length)
@@ -173,12 +188,15 @@ def _decoded(
     found: Found,
     progress: Progress,
 ) -> None:
-    """The decoded file beside the source, and the runtime, in each way, beside both."""
+    """The decoded file beside the source, and the runtime, in each way, beside both; without one,
+    the decoded file with activations rounded as it says."""
     weighing = WeightCheck(source, reader)
     model = reference.from_weights(source, reader.weights(source), threads=threads, seen=weighing)
     found.tensors.extend(weighing.errors)
     found.notes.extend([weighing.note] if weighing.note else [])
     roundings = [rounding_of(way.runtime, way.session.session, reader, source) for way in ways]
+    told = rounding_told(reader, source)
+    costs = not ways and bool(told.inputs or told.cache)
     found.notes.extend(
         str(getattr(way.runtime, "cuts_cache", ""))
         for way, rounding in zip(ways, roundings, strict=True)
@@ -189,6 +207,9 @@ def _decoded(
         progress("file and runtime", number, count)
         original, decoded = spool.get(number), model.logits(tokens)
         found.quantization.append(compare(original, decoded, tokens))
+        if costs:
+            with rounded(model, told):
+                found.as_told.append(compare(original, model.logits(tokens), tokens))
         for way, rounding in zip(ways, roundings, strict=True):
             there = way.session.logits(tokens, model.vocab)
             if there is None:

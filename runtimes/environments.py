@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from qconvert.formats.refusal import MissingRuntime, Reason, raise_if_any
+from qconvert.runtimes import machine
 
 VARIABLE = "QCONVERT_RUNTIMES"
 MARKER = "qconvert.json"
@@ -51,6 +52,8 @@ class Recipe:
     """Variables of the commands; what the user has in one of these is put behind."""
     systems: tuple[str, ...] = ()  # "Linux x86_64", ...; empty: any
     newest_python: tuple[int, int] = (3, 14)
+    oldest_python: tuple[int, int] = (3, 11)
+    needs_gpu: bool = False  # an NVIDIA GPU, without which it computes nothing
     about: str = ""  # what to expect, one line
 
     @property
@@ -162,12 +165,21 @@ def refuse_impossible(recipe: Recipe, place: Environment) -> None:
     """`Refused` when this machine cannot hold it: Python, processor, disk."""
     reasons = []
     python = sys.version_info[:2]
-    if python > recipe.newest_python:
-        newest = ".".join(map(str, recipe.newest_python))
+    if not recipe.oldest_python <= python <= recipe.newest_python:
+        oldest, newest = (
+            ".".join(map(str, one)) for one in (recipe.oldest_python, recipe.newest_python)
+        )
         reasons.append(
             Reason(
                 f"{recipe.name} has no packages for Python {python[0]}.{python[1]}",
-                f"run qconvert with Python 3.11 to {newest}",
+                f"run qconvert with Python {oldest} to {newest}",
+            )
+        )
+    if recipe.needs_gpu and not machine.nvidia_gpu():
+        reasons.append(
+            Reason(
+                f"{recipe.name} computes on NVIDIA GPUs alone, and none is at hand",
+                "install it on a machine whose nvidia-smi lists one",
             )
         )
     system = f"{platform.system()} {platform.machine()}"

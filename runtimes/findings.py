@@ -73,6 +73,19 @@ class Noise:
 
 
 @dataclass(frozen=True, slots=True)
+class LoaderFacts:
+    """What a program that reads the output, and computes nothing, made of it."""
+
+    name: str
+    label: str  # what is claimed where there is no problem
+    version: str
+    tensors: int | None  # that it took
+    skipped: int | None  # that it left
+    layers: dict[str, int]  # its class of a linear -> how many
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class OtherWay:
     """The same file in the same runtime, run in another way; None where it gave no logits."""
 
@@ -84,14 +97,15 @@ class OtherWay:
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """The outcome of a check. A distance is None where the runtime gave no logits."""
+    """The outcome of a check. A distance is None where the runtime gave no logits, and so is all of
+    a runtime where none was run: the file alone was looked at."""
 
     verdict: Literal["PASS", "FAIL"]
     reasons: tuple[str, ...]  # why it failed
     notes: tuple[str, ...]
     file: FileFacts
     model: str
-    runtime: RuntimeFacts
+    runtime: RuntimeFacts | None
     text: TextFacts
     quantization: Distance  # source -> file as decoded
     runtime_adds: Distance | None  # file as decoded -> runtime
@@ -103,6 +117,10 @@ class CheckReport:
     max_kl: float | None
     seconds: float
     also: OtherWay | None = None  # in the way that users run it, where it is checked in another
+    loaders: tuple[LoaderFacts, ...] = ()
+    as_told: Distance | None = None
+    """Source -> file as decoded, activations and cache rounded as the file says, in float32 else.
+    Without a runtime only, and where the file asks for that."""
 
     @property
     def passed(self) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qconvert.runtimes import verdict
-from qconvert.runtimes.findings import Noise, OtherWay, TokenParity
+from qconvert.runtimes.findings import LoaderFacts, Noise, OtherWay, TokenParity
 from qconvert.runtimes.guarded import Guarded
 from qconvert.runtimes.measure import Distance, Rows, summarise
 from qconvert.runtimes.runtime import Runtime
@@ -33,16 +33,21 @@ class Found:
     """Positions compared so far, by pair, and what else came up."""
 
     quantization: list[Rows] = field(default_factory=list)
+    as_told: list[Rows] = field(default_factory=list)  # activations rounded as the file says
     floor: list[Rows] = field(default_factory=list)
     tensors: list[TensorError] = field(default_factory=list)
     tokens: TokenParity | None = None
+    loaders: list[LoaderFacts] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 def open_ways(
-    runtime: Runtime, out: Path, threads: int, context: int, stack: ExitStack
+    runtime: Runtime | None, out: Path, threads: int, context: int, stack: ExitStack
 ) -> list[Way]:
-    """The runtime as it is checked, and then as it is also checked, where there is such a way."""
+    """The runtime as it is checked, and then as it is also checked, where there is such a way; none
+    without a runtime."""
+    if runtime is None:
+        return []
     other = getattr(runtime, "also_checked", None)
     named = [(runtime.name, runtime)]
     if other is not None:
@@ -57,14 +62,22 @@ def open_ways(
     ]
 
 
+@dataclass(frozen=True, slots=True)
 class Measured:
-    """What is known of one way to run the file; nothing where it failed."""
+    """What is known of one way to run the file; nothing where it failed, or there is none."""
 
-    def __init__(self, way: Way, floor: Sequence[Rows]) -> None:
-        self.name, self.failure = way.name, way.session.failure
-        self.adds = None if self.failure else _summary(way.adds)
-        self.total = None if self.failure else _summary(way.total)
-        self.noise = None if self.failure else _noise(way, floor)
+    name: str = ""
+    failure: str = ""
+    adds: Distance | None = None
+    total: Distance | None = None
+    noise: Noise | None = None
+
+
+def _measured(way: Way, floor: Sequence[Rows]) -> Measured:
+    failure = way.session.failure
+    if failure:
+        return Measured(way.name, failure)
+    return Measured(way.name, "", _summary(way.adds), _summary(way.total), _noise(way, floor))
 
 
 class Judged:
@@ -73,10 +86,12 @@ class Judged:
     def __init__(self, ways: Sequence[Way], found: Found, max_kl: float | None) -> None:
         self.quantization = summarise(found.quantization)
         self.floor = _summary(found.floor)
-        measured = [Measured(way, found.floor) for way in ways]
-        self.first = measured[0]
+        self.as_told = _summary(found.as_told)
+        measured = [_measured(way, found.floor) for way in ways]
+        self.first = measured[0] if measured else Measured()
         self.also = _other(ways[1], measured[1]) if len(ways) > 1 else None
         self.reasons = (
+            *verdict.loader_problems(found.loaders),
             *verdict.tensor_faults(found.tensors),
             *verdict.token_faults(found.tokens),
             *(
@@ -85,9 +100,10 @@ class Judged:
                 for reason in verdict.runtime_failure(one.name, one.failure)
             ),
             *verdict.broken_logits("file as decoded", self.quantization),
+            *verdict.broken_logits("file as decoded, activations rounded", self.as_told),
             *(reason for one in measured for reason in verdict.broken_logits(one.name, one.adds)),
             *(reason for one in measured for reason in verdict.runtime_noise(one.name, one.noise)),
-            *verdict.too_far("", self.first.total or self.quantization, max_kl),
+            *verdict.too_far("", self.first.total or self.as_told or self.quantization, max_kl),
             *(
                 reason
                 for one in measured[1:]

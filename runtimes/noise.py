@@ -12,20 +12,22 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from qconvert.formats.source import Source
 from qconvert.formats.target import CacheRounding, InputRounding, Reader
 from qconvert.runtimes.reference import Reference
+from qconvert.runtimes.rounding import CACHES, cut_to_e4m3, round_inputs
 from qconvert.runtimes.runtime import Runtime, Session
 
 FLOAT_TYPE = "bfloat16"  # of a runtime that names none
-E4M3_LARGEST = 448.0
-E2M1_LARGEST = 6.0
-E2M1_MIDDLES = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)  # between 0, .5, 1, 1.5, 2, 3, 4, 6
-E2M1_COLUMNS = 16  # that share a scale of NVFP4
+
+Scales = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,9 @@ class Rounding:
     inputs: Mapping[str, InputRounding] = field(default_factory=dict)  # by a weight's name
     by_shape: Mapping[tuple[int, ...], InputRounding] = field(default_factory=dict)
     """Shape [out, in] -> the rounding, where names do not tell."""
+    columns: Scales = field(default_factory=dict)
+    """A weight's name -> the vector [in] by which what its linear reads is multiplied before it is
+    rounded. The weights of the reference have taken it in, so that it is divided by again."""
     cache: Mapping[int, CacheRounding] = field(default_factory=dict)  # by block
     cache_cut: bool = False  # what the cache holds is cut towards zero, not rounded to nearest
 
@@ -55,8 +60,20 @@ def rounding_of(
         named is not None,
         {} if plain else input_rounding(reader, source),
         {} if plain else activation_blocks(runtime, reader),
+        {} if plain else getattr(reader, "column_scales", {}),
         getattr(reader, "cache_rounding", {}),
         bool(getattr(runtime, "cuts_cache", "")),
+    )
+
+
+def rounding_told(reader: Reader, source: Source) -> Rounding:
+    """What any runtime must round because the file says so, and nothing else: no float type is
+    rounded to. `inputs` and `cache` are empty where the file asks for none."""
+    return Rounding(
+        "float32",
+        inputs=input_rounding(reader, source),
+        columns=getattr(reader, "column_scales", {}),
+        cache=getattr(reader, "cache_rounding", {}),
     )
 
 
@@ -84,6 +101,7 @@ def rounded(reference: Reference, rounding: Rounding) -> Iterator[None]:
     """Within: the input of every linear is rounded to the float type and then as `rounding` says;
     keys, after RoPE, and values are kept as the cache keeps them."""
     inputs = {reference.names.get(name, name): one for name, one in rounding.inputs.items()}
+    columns = {reference.names.get(name, name): one for name, one in rounding.columns.items()}
     with contextlib.ExitStack() as stack:
         for name, module in reference.model.named_modules():
             kind = type(module).__name__
@@ -91,8 +109,8 @@ def rounded(reference: Reference, rounding: Rounding) -> Iterator[None]:
                 shape = tuple(module.weight.shape)
                 shape = shape if kind == "Linear" else shape[::-1]
                 one = inputs.get(f"{name}.weight") or rounding.by_shape.get(shape)
-                hook = module.register_forward_pre_hook(_hook(rounding.float_type, one))
-                stack.callback(hook.remove)
+                change = _hook(rounding.float_type, one, columns.get(f"{name}.weight"))
+                stack.callback(module.register_forward_pre_hook(change).remove)
         if rounding.everywhere:
             for module in _givers(reference.model):
                 hook = module.register_forward_hook(_after(rounding.float_type))
@@ -103,14 +121,23 @@ def rounded(reference: Reference, rounding: Rounding) -> Iterator[None]:
         yield
 
 
-def _hook(float_type: str, rounding: InputRounding | None) -> Any:
+def _hook(
+    float_type: str, rounding: InputRounding | None, scale: NDArray[np.float32] | None
+) -> Any:
     import torch
 
     dtype = getattr(torch, float_type)
+    columns = None
+    if scale is not None:  # a column of 0 is one of the decoded weight, too: any input will do
+        columns = torch.from_numpy(np.where(scale == 0, np.float32(1), scale))
 
     def before(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         values = inputs[0].to(dtype).float()
-        return (values if rounding is None else round_inputs(values, rounding), *inputs[1:])
+        if columns is not None:
+            values = (values * columns).to(dtype).float()
+        if rounding is not None:
+            values = round_inputs(values, rounding)
+        return (values if columns is None else values / columns, *inputs[1:])
 
     return before
 
@@ -137,74 +164,6 @@ def _givers(model: Any) -> list[Any]:
     ]
 
 
-def round_inputs(values: Any, rounding: InputRounding) -> Any:
-    """A tensor [..., columns] as `rounding` leaves it.
-
-    A scale of the values at hand maps the largest of them to the type's largest number, as in
-    ggml's Q8_0 and Q8_K, in vLLM's dynamic_scaled_int8_quant and per-token FP8, and in ONNX
-    Runtime's MatMulNBits, whose last columns may be fewer.
-    """
-    import torch
-
-    per = values.shape[-1] if rounding.per <= 0 else rounding.per
-    if rounding.kind == "fp4":
-        per = min(per, E2M1_COLUMNS)
-    columns = values.shape[-1]
-    whole = torch.nn.functional.pad(values, (0, -columns % per))
-    pieces = whole.reshape(*values.shape[:-1], -1, per)
-    found = _KINDS[rounding.kind](pieces, rounding.scale)
-    return found.reshape(whole.shape)[..., :columns]
-
-
-def _largest(pieces: Any) -> Any:
-    return pieces.abs().amax(dim=-1, keepdim=True).clamp_min(1e-30)
-
-
-def _to_int8(pieces: Any, fixed: float | None) -> Any:
-    import torch
-
-    scale = _largest(pieces) / 127.0 if fixed is None else fixed
-    return torch.round(pieces / scale).clamp(-128, 127) * scale
-
-
-def _to_e4m3(pieces: Any, fixed: float | None) -> Any:
-    import torch
-
-    scale = _largest(pieces) / E4M3_LARGEST if fixed is None else fixed
-    inside = (pieces / scale).clamp(-E4M3_LARGEST, E4M3_LARGEST)
-    return inside.to(torch.float8_e4m3fn).float() * scale
-
-
-def _cut_to_e4m3(pieces: Any, fixed: float) -> Any:
-    """The neighbour in e4m3 that is not larger than the value."""
-    import torch
-
-    inside = (pieces / fixed).clamp(-E4M3_LARGEST, E4M3_LARGEST)
-    nearest = inside.to(torch.float8_e4m3fn)
-    beyond = nearest.float().abs() > inside.abs()
-    smaller = nearest.view(torch.uint8) - beyond.to(torch.uint8)  # bits order magnitudes
-    return smaller.view(torch.float8_e4m3fn).float() * fixed
-
-
-def _to_e2m1(pieces: Any, fixed: float | None) -> Any:
-    """NVFP4: a scale per piece, itself in e4m3 times the fixed one of the tensor."""
-    import torch
-
-    scale = _largest(pieces) / E2M1_LARGEST
-    if fixed is not None:
-        scale = _to_e4m3(scale, fixed).clamp_min(1e-30)
-    levels = pieces.new_tensor((0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0))
-    nearest = torch.bucketize((pieces / scale).abs(), pieces.new_tensor(E2M1_MIDDLES))
-    return levels[nearest] * pieces.sign() * scale
-
-
-_KINDS: Mapping[str, Callable[[Any, float | None], Any]] = {
-    "int8": _to_int8,
-    "fp8": _to_e4m3,
-    "fp4": _to_e2m1,
-}
-
-
 def _attention_sources(model: Any) -> list[Any]:
     """The modules of transformers from which the model's attention is taken."""
     names = {type(one).__module__ for one in model.modules() if hasattr(one, "layer_idx")}
@@ -216,11 +175,11 @@ def _attention_sources(model: Any) -> list[Any]:
 def _rounded_cache(source: Any, rounding: Rounding) -> Iterator[None]:
     """Within: the eager attention of `source` sees keys and values that went through the cache."""
     plain, cache = source.eager_attention_forward, rounding.cache
-    keep = _cut_to_e4m3 if rounding.cache_cut else _to_e4m3
 
     def attention(module: Any, query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> Any:
         kept = cache.get(module.layer_idx)
         if kept is not None:
+            keep = cut_to_e4m3 if rounding.cache_cut else CACHES[kept.kind]
             key, value = keep(key, kept.key), keep(value, kept.value)
         return plain(module, query, key, value, *rest, **named)
 

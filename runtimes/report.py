@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qconvert.runtimes.findings import BenchReport, CheckReport, FileFacts, Noise
+from qconvert.runtimes.findings import BenchReport, CheckReport, FileFacts, LoaderFacts, Noise
 from qconvert.runtimes.measure import Distance
 
 
@@ -49,15 +49,31 @@ def bench_view(report: BenchReport) -> RenderableType:
 def _verdict(report: CheckReport) -> Text:
     style = "bold green" if report.passed else "bold red"
     line = Text(report.verdict, style=style)
+    if report.runtime is None:
+        line.append("  of the file alone, no runtime was run:", style="not bold default")
     line.append(f"  {_file_line(report.file)}", style="not bold default")
     for reason in report.reasons:
         line.append(f"\n  - {reason}", style="not bold default")
+    for loader in report.loaders:
+        if not loader.problems:
+            line.append(f"\n  + {loader.label}{_taken(loader)}", style="not bold default")
     return line
 
 
+def _taken(loader: LoaderFacts) -> str:
+    """ ": 53 tensors, 0 left; 14 FP8Linear, 1 FP16Linear" """
+    layers = ", ".join(f"{count} {kind}" for kind, count in loader.layers.items())
+    tensors = "" if loader.tensors is None else f"{loader.tensors} tensors, {loader.skipped} left"
+    told = "; ".join(part for part in (tensors, layers) if part)
+    return f": {told}" if told else ""
+
+
 def _distances(report: CheckReport) -> Iterator[tuple[str, Distance]]:
-    name = report.runtime.name
+    name = "" if report.runtime is None else report.runtime.name
     yield "source -> file as decoded (what quantization costs)", report.quantization
+    if report.as_told is not None:
+        told = "source -> file with activations rounded as it says (what users should get)"
+        yield told, report.as_told
     if report.runtime_adds is not None:
         yield f"file as decoded -> {name} (what the runtime adds)", report.runtime_adds
     if report.noise is not None:
@@ -94,7 +110,11 @@ def _about_check(report: CheckReport) -> Iterator[str]:
         f"{text.windows} windows of {text.length} tokens of {text.name},"
         f" {report.quantization.positions} positions; reference: transformers, float32"
     )
-    yield f"{report.runtime.version}, {_threads(report.runtime.threads)}, {report.seconds:.0f} s"
+    if report.runtime is None:
+        yield f"no runtime, {report.seconds:.0f} s"
+    else:
+        threads = _threads(report.runtime.threads)
+        yield f"{report.runtime.version}, {threads}, {report.seconds:.0f} s"
     if tokens is not None:
         same = tokens.strings - tokens.mismatches
         yield f"tokenizer: {same} of {tokens.strings} strings get the same tokens"

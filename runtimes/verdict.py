@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from qconvert.runtimes.findings import Noise, TokenParity
+from qconvert.runtimes.findings import LoaderFacts, Noise, TokenParity
 from qconvert.runtimes.measure import Distance
 from qconvert.runtimes.weights import TensorError
 
@@ -34,6 +34,12 @@ def tensor_faults(errors: Sequence[TensorError]) -> Iterator[str]:
         )
     if len(wrong) > SHOWN:
         yield f"{len(wrong) - SHOWN} more tensors are not what the model holds"
+
+
+def loader_problems(loaders: Sequence[LoaderFacts]) -> Iterator[str]:
+    for one in loaders:
+        who = one.version or one.name
+        yield from (f"{who} does not load it as it is meant: {problem}" for problem in one.problems)
 
 
 def broken_logits(where: str, distance: Distance | None) -> Iterator[str]:

@@ -11,9 +11,9 @@ import torch
 
 from qconvert.checkpoint import Checkpoint
 from qconvert.formats.target import CacheRounding, InputRounding
-from qconvert.runtimes import noise
-from qconvert.runtimes.noise import Rounding, round_inputs, rounded, rounding_of
+from qconvert.runtimes.noise import Rounding, round_inputs, rounded, rounding_of, rounding_told
 from qconvert.runtimes.reference import Reference, from_folder
+from qconvert.runtimes.rounding import CACHES, cut_to_e4m3
 
 TOKENS = list(range(5, 45))
 SHAPES = ((512, 256), (256, 512), (256, 256), (128, 256))  # of the tiny llama's linears
@@ -127,6 +127,60 @@ def test_the_cache_is_rounded_by_block(model: Reference) -> None:
     assert 0 < one < both < 0.1 * cut_off
 
 
+def test_an_nvfp4_cache_has_a_scale_for_each_16_columns_of_a_head() -> None:
+    """Against the definition: a head of 64 columns, four scales, each in e4m3 times the stored."""
+    values = torch.randn((2, 3, 64), generator=torch.Generator().manual_seed(3)) * 2
+    fixed = 3.0 / (6 * 448)  # of a largest magnitude that some values exceed
+    pieces = values.double().numpy().reshape(-1, 16)
+    expected = np.array([fp4(piece.tolist(), fixed) for piece in pieces]).reshape(2, 3, 64)
+    found = CACHES["nvfp4"](values, fixed)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_nvfp4_cache_is_coarser_than_one_in_fp8(model: Reference) -> None:
+    kinds: Any = ("fp8", "nvfp4")
+    fine, coarse = (
+        moved(model, Rounding("float32", cache={
+            block: CacheRounding(30.0 / top, 30.0 / top, kind) for block in (0, 1)
+        }))
+        for kind, top in zip(kinds, (448.0, 6 * 448.0), strict=True)
+    )  # fmt: skip
+    assert 0 < fine < 0.2 * coarse
+
+
+def test_columns_are_scaled_before_they_are_rounded(model: Reference) -> None:
+    """Hooks run in the order in which they are set: one sees the input before, one after."""
+    name = "model.layers.0.mlp.down_proj.weight"
+    linear = model.model.get_submodule(name.removesuffix(".weight"))
+    how = InputRounding("int8", -1, 0.01)
+    scales = np.linspace(0.25, 8, linear.weight.shape[1], dtype=np.float32)
+    scales[3] = 0  # whose column of the decoded weight is 0
+    seen: list[Any] = []
+
+    def look(_: Any, inputs: tuple[Any, ...]) -> None:
+        seen.append(inputs[0].numpy().copy())
+
+    first = linear.register_forward_pre_hook(look)
+    with rounded(model, Rounding("float32", inputs={name: how}, columns={name: scales})):
+        last = linear.register_forward_pre_hook(look)
+        model.logits(TOKENS)
+    first.remove()
+    last.remove()
+    before, after = seen
+    factors = np.where(scales == 0, 1, scales)
+    literal = np.round(before * factors / 0.01).clip(-128, 127) * 0.01 / factors
+    close = np.isclose(after, literal, rtol=1e-4, atol=1e-6)
+    assert close.mean() > 0.999  # but for ties
+    assert np.abs(after - before).max() > 1e-4
+
+
+def test_columns_without_a_rounding_change_nothing_but_floats(model: Reference) -> None:
+    name = "model.layers.1.self_attn.o_proj.weight"
+    columns = {name: np.full(256, 0.3, np.float32)}
+    assert moved(model, Rounding("float32", columns=columns)) < 1e-12
+    assert 0 < moved(model, Rounding("bfloat16", columns=columns)) < 1e-3
+
+
 @dataclass
 class Told:
     """A reader, a runtime and a session in one: what `rounding_of` asks them."""
@@ -149,10 +203,10 @@ def test_a_cache_can_be_cut_towards_zero() -> None:
     fixed = 0.03
     levels = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float() * fixed
     literal = levels[torch.searchsorted(levels, values.abs(), right=True) - 1] * values.sign()
-    found = noise._cut_to_e4m3(values, fixed)
+    found = cut_to_e4m3(values, fixed)
     torch.testing.assert_close(found, literal, rtol=1e-6, atol=0)
     assert (found.abs() <= values.abs() * (1 + 1e-6)).all()
-    assert (noise._cut_to_e4m3(-values, fixed) == -found).all()
+    assert (cut_to_e4m3(-values, fixed) == -found).all()
 
 
 def test_the_last_columns_may_be_fewer() -> None:
@@ -168,5 +222,18 @@ def test_plain_inputs_are_not_rounded_whatever_the_file_says() -> None:
     told: Any = Told("float32")
     told.input_rounding = {"a": InputRounding("int8", 32)}
     assert rounding_of(told, told, told, told).inputs == told.input_rounding
+    told.column_scales = {"a": np.ones(2, np.float32)}
+    assert rounding_of(told, told, told, told).columns == told.column_scales
     told.plain_inputs = True
     assert rounding_of(told, told, told, told).inputs == {}
+    assert rounding_of(told, told, told, told).columns == {}
+
+
+def test_what_a_file_says_is_rounded_in_no_float_type() -> None:
+    told: Any = Told("float16")
+    assert rounding_told(told, told) == Rounding("float32")
+    told.input_rounding = {"a": InputRounding("fp8", -1, 0.5)}
+    told.cache_rounding = {0: CacheRounding(1.0, 2.0, "nvfp4")}
+    found = rounding_told(told, told)
+    assert (found.inputs, found.cache) == (told.input_rounding, told.cache_rounding)
+    assert not found.everywhere
