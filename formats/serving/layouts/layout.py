@@ -8,26 +8,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from qconvert.formats.minifloat import Element
 from qconvert.formats.refusal import refuse
 from qconvert.formats.serving.container import Array, Entry, Linear
 from qconvert.formats.serving.layouts.numbers import Floats
 from qconvert.formats.serving.scheme import Scheme
 from qconvert.formats.source import Dtype
 from qconvert.formats.tensor import QuantizedTensor
-from qconvert.kernels.minifloat import Bytes
 
 Shape = Callable[[int, int], tuple[int, ...]]
 """[rows of scales, scales in a row] -> the shape in which a container stores them."""
-
-
-class Element(Protocol):
-    """The small floats of a grid, `grid.element`: what is stored of each code. A grid that keeps
-    the sign of zeros has codes for both of them."""
-
-    def bits(self, codes: Bytes) -> Bytes: ...
-    def codes(self, bits: Bytes) -> Bytes:
-        """The inverse; `ValueError` for what is not a finite number."""
-        ...
 
 
 class Layout(Protocol):

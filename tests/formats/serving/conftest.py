@@ -37,6 +37,8 @@ class Case:
         per = 32 // self.scheme.bits
         rows = {"gptq": per, "awq": 8}.get(self.container.name, 1)
         cols = self.scheme.group or (per if self.container.name == "gptq" else 1)
+        if self.container.name == "modelopt" and (self.scheme.form, self.scheme.bits) == ("int", 4):
+            rows = 2
         shapes = [(rows, cols), (3 * rows, 3 * cols), (5 * rows, 2 * cols)]
         if self.scheme.grid.together > 1:
             return [(1, cols), (129, 2 * cols), (128, 3 * cols)]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qconvert.formats.refusal import Refused
@@ -20,6 +22,10 @@ PARTS = {
     "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
     "mlp": ("gate_proj", "up_proj", "down_proj"),
 }
+ROLES = {
+    "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_o",
+    "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
+}  # fmt: skip
 MODULES = [f"model.layers.{layer}.{part}.{name}"
            for layer in range(12) for part, names in PARTS.items() for name in names]  # fmt: skip
 JOINED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -201,7 +207,7 @@ def test_lists_for_joined_names(container: str, others: Any) -> None:
 
 
 def test_modelopt_is_told_of_twice_alike() -> None:
-    what = told("fp8", (r"down_proj", "nvfp4"), (r"\.2\.mlp", None), kv="fp8")
+    what = told("fp8-channel", (r"down_proj", "nvfp4"), (r"\.2\.mlp", None), kv="fp8")
     config = containers()["modelopt"].config(what)
     flat = config.quantization
     assert flat is not None
@@ -213,6 +219,125 @@ def test_modelopt_is_told_of_twice_alike() -> None:
     assert set(flat["quantized_layers"]) == {one.module for one in what.linears}
     assert nested["kv_cache_quant_algo"] == "FP8"
     assert flat["kv_cache_scheme"] == {"num_bits": 8, "type": "float", "dynamic": False}
+
+
+def test_modelopt_names_blocks_as_each_loader_does() -> None:
+    """TensorRT-LLM takes the name of a layer's algorithm as it is, vLLM knows ModelOpt's."""
+    whole = containers()["modelopt"].config(told("fp8-block"))
+    assert whole.quantization is not None
+    assert whole.quantization["quant_algo"] == "fp8_pb_wo"
+    mixed = containers()["modelopt"].config(told("fp8-block", (r"down_proj", "w4a16-g128")))
+    nested = json.loads(mixed.files["hf_quant_config.json"])["quantization"]["quantized_layers"]
+    assert mixed.quantization is not None
+    flat = mixed.quantization["quantized_layers"]
+    first, awq = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"
+    assert nested[first] == {"quant_algo": "FP8_BLOCK_SCALES", "group_size": 128}
+    assert flat[first] == {"quant_algo": "fp8_pb_wo"}
+    said = {"quant_algo": "W4A16_AWQ", "group_size": 128, "has_zero_point": False,
+            "pre_quant_scale": True}  # fmt: skip
+    assert nested[awq] == flat[awq] == said
+
+
+THEIRS = {
+    "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG": ("fp8-block", None),
+    "FP8_DEFAULT_CFG-FP8_KV_CFG": ("fp8-tensor", "fp8"),
+    "FP8_PER_CHANNEL_PER_TOKEN_CFG": ("fp8-channel", None),
+    "INT4_AWQ_CFG": ("w4a16-g128", None),
+    "INT4_BLOCKWISE_WEIGHT_ONLY_CFG": ("w4a16-g128", None),
+    "INT8_SMOOTHQUANT_CFG": ("w8a8-static", None),
+    "INT8_WEIGHT_ONLY_CFG": ("w8a16-channel", None),
+    "NVFP4_DEFAULT_CFG-FP8_KV_CFG": ("nvfp4", "fp8"),
+    "W4A8_AWQ_BETA_CFG": ("w4a8-fp8-g128", None),
+}
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_modelopt_configurations_are_nvidias(name: str) -> None:
+    """Key by key those of nvidia-modelopt 0.47.0; but config.json also says the group, without
+    which TensorRT-LLM cannot load integers from it."""
+    path = Path(__file__).parents[2] / "data" / "modelopt" / "configurations.json"
+    theirs = json.loads(path.read_text("utf-8"))[name]
+    scheme, kv = THEIRS[name]
+    what = told(scheme, kv=kv)
+    names = {"model.embed_tokens": "embedding", "model.norm": "final_norm"}
+    ours = containers()["modelopt"].config(replace(what, names=names))
+    nested = json.loads(ours.files["hf_quant_config.json"])
+    assert nested["quantization"] == theirs["hf_quant_config"]["quantization"]
+    assert nested["producer"]["name"] == "qconvert"
+    assert ours.quantization is not None
+    group = scheme_named(scheme).group
+    sized = {} if scheme == "fp8-block" or not group else {"group_size": group}
+    known = {**theirs["quantization_config"], **sized, "producer": nested["producer"]}
+    assert ours.quantization == known
+
+
+def test_modelopt_nvfp4_caches() -> None:
+    found = containers()["modelopt"].config(told("nvfp4", kv="nvfp4"))
+    nested = json.loads(found.files["hf_quant_config.json"])["quantization"]
+    assert found.quantization is not None
+    assert (nested["kv_cache_quant_algo"], found.quantization["kv_cache_scheme"]) == (
+        "NVFP4", "NVFP4",
+    )  # fmt: skip
+    config = {"quantization_config": found.quantization}
+    assert containers()["modelopt"].kv(config, NOWHERE) == "nvfp4"
+    scales = containers()["modelopt"].cache("k", "v", ("k", "v"), "nvfp4")
+    assert [float(one.statistic.stored(2688.0)) for one in scales] == [1, 1]
+    config["quantization_config"] = {**found.quantization, "kv_cache_scheme": "INT8"}
+    with pytest.raises(Refused, match="INT8"):
+        containers()["modelopt"].kv(config, NOWHERE)
+
+
+@pytest.mark.parametrize("largest", [0.0023, 0.875, 7 / 8, 0.8750001, 56.0, 3.0, 0.0])
+def test_modelopt_scale_that_fused_linears_share(largest: float) -> None:
+    """The smallest power of two with which codes of -8 stay within 448."""
+    linear = Linear("m", SHAPE, scheme_named("w4a8-fp8-g128"))
+    joint = containers()["modelopt"].joint(linear)
+    assert joint is not None
+    assert joint.entry == Entry("m.weight_scale_2", "F32", ())
+    found = float(joint.stored(largest))
+    if not largest:
+        assert found == 1
+        return
+    assert 2.0 ** round(np.log2(found)) == found
+    assert 224 < 8 * largest / found <= 448
+    assert containers()["modelopt"].joint(Linear("m", SHAPE, scheme_named("w4a16-g128"))) is None
+
+
+@pytest.mark.parametrize("scheme", ["w4a16-g128", "w4a16-g64", "w4a8-fp8-g128"])
+def test_modelopt_column_scales(scheme: str, tmp_path: Path) -> None:
+    """Of o_proj and down_proj, where TensorRT-LLM fails without; of no other, where it drops it."""
+    held, what = containers()["modelopt"], told(scheme)
+    config = {"quantization_config": quantization("modelopt", what)}
+    stored = headers("modelopt", what)
+    having = {name.rpartition(".")[0] for name in stored if name.endswith(".pre_quant_scale")}
+    assert having == {one for one in MODULES if one.endswith(("o_proj", "down_proj"))}
+    for name in sorted(having)[:2]:
+        part = f"{name}.pre_quant_scale"
+        assert stored[part] == Entry(part, "BF16", (256,))
+        with pytest.raises(Refused, match=re.escape(part)) as refused:
+            held.linears(config, changed(stored, **{part: None}), tmp_path)
+        assert "ones" in refused.value.reasons[0].remedy
+        with pytest.raises(Refused, match=re.escape(part)):
+            held.linears(config, changed(stored, **{part: Entry(part, "BF16", (128,))}), tmp_path)
+    extra = "model.layers.0.self_attn.q_proj.pre_quant_scale"
+    with pytest.raises(Refused, match=re.escape(extra)):
+        held.linears(config, changed(stored, **{extra: Entry(extra, "BF16", (256,))}), tmp_path)
+
+
+def test_smoothquant_has_column_scales_everywhere() -> None:
+    stored = headers("modelopt", told("w8a8-static"))
+    assert {f"{one}.pre_quant_scale" for one in MODULES} <= stored.keys()
+    assert {f"{one}.input_scale" for one in MODULES} <= stored.keys()
+
+
+@pytest.mark.parametrize("part", ["weight_scale_2", "input_scale"])
+def test_modelopt_w4a8_needs_its_numbers(part: str, tmp_path: Path) -> None:
+    held, what = containers()["modelopt"], told("w4a8-fp8-g128")
+    config = {"quantization_config": quantization("modelopt", what)}
+    name = f"model.layers.3.self_attn.k_proj.{part}"
+    stored = changed(headers("modelopt", what), **{name: None})
+    with pytest.raises(Refused, match=re.escape(name)):
+        held.linears(config, stored, tmp_path)
 
 
 def test_modelopt_nvfp4_has_what_loaders_require() -> None:
@@ -292,6 +417,10 @@ def headers(container: str, what: Told) -> dict[str, Entry]:
     held = containers()[container]
     entries = [entry for one in what.linears for entry in held.entries(one, "BF16")]
     entries += [each.entry for one in what.linears for each in held.inputs(one, "")]
+    for one in what.linears:
+        role = ROLES[one.module.rpartition(".")[2]]
+        joint, columns = held.joint(one), held.columns(one, role, "BF16")
+        entries += [each for each in (columns, joint and joint.entry) if each is not None]
     entries += [Entry(f"{name}.weight", "BF16", SHAPE) for name in what.floats]
     entries += [Entry("model.embed_tokens.weight", "BF16", SHAPE),
                 Entry("model.norm.weight", "BF16", (256,)),
@@ -311,12 +440,21 @@ def test_linears_are_found_again(case: Any, tmp_path: Path) -> None:
     assert list(found) == list(what.linears)
 
 
-@pytest.mark.parametrize("container", ["compressed-tensors", "gptq", "modelopt"])
-def test_mixes_are_found_again(container: str, tmp_path: Path) -> None:
-    main, other = {"modelopt": ("fp8-channel", "nvfp4")}.get(container, ("w4a16-g64", "w8a16-g32"))
+@pytest.mark.parametrize(
+    ("container", "main", "other"),
+    [("compressed-tensors", "w4a16-g64", "w8a16-g32"), ("gptq", "w4a16-g64", "w8a16-g32"),
+     ("modelopt", "fp8-channel", "nvfp4"), ("modelopt", "fp8-block", "w4a16-g64"),
+     ("modelopt", "w4a16-g128", "w8a16-channel"), ("modelopt", "w4a8-fp8-g128", "fp8-tensor"),
+     ("modelopt", "w4a16-channel", "w4a16-g64")],
+)  # fmt: skip
+@pytest.mark.parametrize("both", [True, False])
+def test_mixes_are_found_again(
+    container: str, main: str, other: str, both: bool, tmp_path: Path
+) -> None:
+    """`both`: also from the files beside config.json, which say it again."""
     what = told(main, ("down_proj", other), (r"\.1\.mlp", None))
     config = containers()[container].config(what)
-    for name, content in config.files.items():
+    for name, content in config.files.items() if both else ():
         (tmp_path / name).write_bytes(content)
     fields = {"quantization_config": config.quantization}
     found = containers()[container].linears(fields, headers(container, what), tmp_path)
@@ -373,7 +511,11 @@ def test_a_tied_head_needs_no_tensor() -> None:
         ({"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": False}, "holds no"),
         ({"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv"}, "gemv"),
         ({"quant_method": "fp8", "weight_block_size": [64, 64]}, "64"),
-        ({"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"}, "W4A16_AWQ"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A16_AWQ"}, "no group_size"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A16_AWQ", "group_size": 32}, "holds no"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A16_AWQ", "group_size": 128,
+          "has_zero_point": True}, "zero points"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8_MXFP4_FP8"}, "W4A8_MXFP4_FP8"),
         ({"quant_method": "compressed-tensors", "format": "marlin-24",
           "config_groups": {"g": {"targets": ["Linear"], "weights": {}}}}, "marlin-24"),
         ({"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {

@@ -24,17 +24,21 @@ from qconvert.formats.serving.schemes import scheme_named
 from qconvert.formats.target import OutputTensor, Plan, Statistic
 
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj")
+ROLES = dict(zip(MODULES, ("attn_q", "ffn_down"), strict=True))
 SHAPE = (24, 256)
 FLOATS = {"model.embed_tokens": (50, 24), "model.norm": (24,), "lm_head": (50, 24)}
 Make = Callable[..., Any]
 
 
-def plan_of(container: str = "compressed-tensors", scheme: str = "w4a16-g32", **more: Any) -> Plan:
+def plan_of(
+    container: str = "compressed-tensors", scheme: str = "w4a16-g32", kv: Any = "fp8", **more: Any
+) -> Plan:
     """A model of two linears, an embedding, a norm and a head, with scales of a cache."""
     held, kind = containers()[container], scheme_named(scheme)
     tensors: list[OutputTensor] = []
     entries: dict[str, tuple[Entry, ...]] = {}
-    linears = {}
+    linears: dict[str, Linear] = {}
+    numbers: dict[str, tuple[str, ...]] = {}
 
     def add(tensor: OutputTensor, stored: tuple[Entry, ...]) -> None:
         tensors.append(tensor)
@@ -49,13 +53,21 @@ def plan_of(container: str = "compressed-tensors", scheme: str = "w4a16-g32", **
         name = f"{module}.weight"
         linears[name] = Linear(module, SHAPE, kind)
         stored = held.entries(linears[name], "BF16")
+        joint = held.joint(linears[name])
+        if joint is not None:
+            numbers[name] = (name,)
+            stored = (*stored, joint.entry)
         nbytes = sum(entry.nbytes for entry in stored)
         add(OutputTensor(name, SHAPE, kind.grid, kind.name, nbytes, None), stored)
         for one in held.inputs(linears[name], name):
             add(OutputTensor(one.entry.name, one.entry.shape, None, "F32", 4, None,
                              statistic=one.statistic), (one.entry,))  # fmt: skip
+        columns = held.columns(linears[name], ROLES[module], "BF16")
+        if columns is not None:
+            add(OutputTensor(columns.name, columns.shape, None, "BF16", columns.nbytes, None,
+                             column_scale=name), (columns,))  # fmt: skip
     attention = "model.layers.0.self_attn"
-    scales = held.cache(f"{attention}.k_proj", f"{attention}.v_proj", ("k", "v"), "fp8")
+    scales = held.cache(f"{attention}.k_proj", f"{attention}.v_proj", ("k", "v"), kv)
     for one in scales:
         add(OutputTensor(one.entry.name, one.entry.shape, None, "F32", 4, None,
                          statistic=one.statistic), (one.entry,))  # fmt: skip
@@ -64,10 +76,10 @@ def plan_of(container: str = "compressed-tensors", scheme: str = "w4a16-g32", **
     )
     add_float("model.norm", FLOATS["model.norm"])
     add_float("lm_head", FLOATS["lm_head"])
-    config = held.config(Told(list(linears.values()), ["lm_head"], "fp8" if scales else None))
+    config = held.config(Told(list(linears.values()), ["lm_head"], kv if scales else None))
     fields = {"model_type": "llama", "quantization_config": config.quantization}
     files = {"config.json": json.dumps(fields).encode(), **config.files}
-    folder = FolderPlan(entries, linears, held, "BF16", files, {}, **more)
+    folder = FolderPlan(entries, linears, held, "BF16", files, {}, numbers, **more)
     return Plan("vllm", scheme, tuple(tensors), "out", details={"folder": folder})
 
 
@@ -106,7 +118,8 @@ FORMS = [
     ("compressed-tensors", "w8a8-static"), ("compressed-tensors", "fp8-channel"),
     ("compressed-tensors", "nvfp4"), ("compressed-tensors", "mxfp4"), ("gptq", "w4a16-g32"),
     ("awq", "w4a16-g64-asym"), ("fp8", "fp8-block"), ("fp8", "fp8-tensor"), ("modelopt", "nvfp4"),
-    ("modelopt", "fp8-channel"),
+    ("modelopt", "fp8-channel"), ("modelopt", "w4a16-g128"), ("modelopt", "w4a8-fp8-g128"),
+    ("modelopt", "w8a8-static"), ("modelopt", "w8a16-channel"), ("modelopt", "w4a16-channel"),
 ]  # fmt: skip
 
 
@@ -116,16 +129,25 @@ def test_what_is_written_is_read(
 ) -> None:
     plan = plan_of(container, scheme)
     reader = open_reader(write(plan, tmp_path / "out", make))
+    scaling = {
+        one.column_scale: decode_floats(encode_floats(values_of(one, make), "BF16", ""), "BF16")
+        for one in plan.tensors
+        if one.column_scale
+    }
+    assert reader.column_scales.keys() == scaling.keys()
+    assert all(np.array_equal(reader.column_scales[name], one) for name, one in scaling.items())
     for tensor in plan.tensors:
         expected = values_of(tensor, make)
         if tensor.grid is not None:
             assert alike(reader.codes(tensor.name), expected)
-            np.testing.assert_array_equal(reader.decode(tensor.name), tensor.grid.decode(expected))
+            columns = scaling.get(tensor.name)
+            values = tensor.grid.decode(expected) * (1 if columns is None else columns)
+            np.testing.assert_array_equal(reader.decode(tensor.name), values)
             found = reader.tensors[tensor.name]
             assert (found.shape, found.dtype) == (tensor.shape, scheme)
             extra = sum(4 for _ in reader.container.inputs(reader.linears[tensor.name], ""))
-            assert found.nbytes == tensor.nbytes + extra
-        elif tensor.statistic is None:
+            assert found.nbytes == tensor.nbytes + extra + 512 * (columns is not None)
+        elif tensor.statistic is None and not tensor.column_scale:
             stored = decode_floats(encode_floats(expected, "BF16", ""), "BF16")
             np.testing.assert_array_equal(reader.decode(tensor.name), stored)
     assert sum(one.nbytes for one in reader.tensors.values()) == sum(
@@ -260,7 +282,61 @@ def test_rounding_is_told(tmp_path: Path, make: Make) -> None:
         cache = found.cache_rounding
         assert set(cache) == {0}
         assert (cache[0].key, cache[0].value) == (pytest.approx(3 / 448), pytest.approx(3 / 448))
+        assert cache[0].kind == "fp8"
     assert reader("gptq", "w4a16-g32").cache_rounding == {}
+    four = reader("modelopt", "w4a8-fp8-g128").input_rounding[name]
+    assert (four.kind, four.per, four.scale) == ("fp8", -1, pytest.approx(3 / 448))
+    static = reader("modelopt", "w8a8-static").input_rounding[name]
+    assert (static.kind, static.per, static.scale) == ("int8", -1, pytest.approx(3 / 127))
+
+
+def test_an_nvfp4_cache_is_told(tmp_path: Path, make: Make) -> None:
+    reader = open_reader(write(plan_of("modelopt", "nvfp4", kv="nvfp4"), tmp_path / "out", make))
+    assert reader.kv == "nvfp4"
+    (found,) = reader.cache_rounding.values()
+    assert (found.kind, found.key) == ("nvfp4", pytest.approx(3 / 2688))
+
+
+QKV = tuple(f"model.layers.0.self_attn.{part}_proj" for part in "qkv")
+
+
+def fused_plan(split_bytes: int) -> tuple[Plan, Linear]:
+    """q, k and v of W4A8, whose shared scale lies beside v; then another linear alone."""
+    held, kind = containers()["modelopt"], scheme_named("w4a8-fp8-g128")
+    names = [f"{one}.weight" for one in QKV]
+    linears = {name: Linear(one, SHAPE, kind) for one, name in zip(QKV, names, strict=True)}
+    entries = {name: held.entries(one, "BF16") for name, one in linears.items()}
+    joints = [held.joint(one) for one in linears.values()]
+    entries[names[-1]] += tuple(one.entry for one in joints if one is not None)
+    tensors = [OutputTensor(name, SHAPE, kind.grid, kind.name, 0, None) for name in names]
+    folder = FolderPlan(entries, linears, held, "BF16", {}, {}, {names[-1]: tuple(names)},
+                        split_bytes=split_bytes)  # fmt: skip
+    plan = Plan("trtllm", kind.name, tuple(tensors), "out", details={"folder": folder})
+    return plan, linears[names[0]]
+
+
+@pytest.mark.parametrize("split_bytes", [10**9, 6000])
+@pytest.mark.parametrize("largest", [0, 1, 2])
+def test_a_scale_is_made_of_all_that_share_it(
+    largest: int, split_bytes: int, tmp_path: Path, make: Make
+) -> None:
+    """Whichever of them has the largest scale, and in whatever files they are."""
+    plan, linear = fused_plan(split_bytes)
+    made = [make(linear.scheme, SHAPE, seed) for seed in range(3)]
+    made[largest].params["d"][3, 1] = -12  # 8 * 12 = 384 * 2^-2, and the others are at most 2
+    with open_folder(plan, tmp_path / "out") as sink:
+        for tensor, codes in zip(plan.tensors, made, strict=True):
+            sink.write(tensor, codes)
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert len(files) == (1 if split_bytes == 10**9 else 3)
+    found = {}
+    for one in files:
+        with safe_open(one, "np") as file:
+            names = [name for name in file.keys() if name.endswith("_scale_2")]
+            found |= {name: file.get_tensor(name) for name in names}
+    assert {name: float(one) for name, one in found.items()} == {
+        f"{one}.weight_scale_2": 2.0**-2 for one in QKV
+    }
 
 
 def left(folder: Path) -> list[str]:

@@ -115,6 +115,28 @@ def int_quantized(arrays: Arrays, shape: tuple[int, int], bits: int, group: int)
     return [[code + 128 for code in row] for row in signed], values
 
 
+def int_flat(arrays: Arrays, shape: tuple[int, int], bits: int, group: int) -> Found:
+    """ModelOpt: int8 [N, K] with weight_scale float32 [N]; or uint8 [N/2, K], of which a byte holds
+    rows 2r (low) and 2r + 1, with weight_scale [N, groups], or [N]. Codes here count from the
+    lowest number."""
+    rows, cols = shape
+    codes, values = [], []
+    for n in range(rows):
+        code_row, value_row = [], []
+        for k in range(cols):
+            if bits == 4:
+                nibble = int(arrays["weight"][n // 2][k]) // (16 if n % 2 else 1) % 16
+                signed = nibble - 16 if nibble >= 8 else nibble
+            else:
+                signed = int(arrays["weight"][n][k])
+            scale = arrays["weight_scale"][n]
+            code_row.append(signed + 2 ** (bits - 1))
+            value_row.append(signed * number(scale[k // group] if group else scale))
+        codes.append(code_row)
+        values.append(value_row)
+    return codes, values
+
+
 def fp8(arrays: Arrays, shape: tuple[int, int], scale: Any) -> Found:
     """weight e4m3fn [N, K]; `scale(n, k)`: the multiplier of an element."""
     rows, cols = shape
@@ -202,6 +224,9 @@ READERS = {
     ("compressed-tensors", "mxfp4", None): mxfp4,
     ("fp8", "fp8_tensor", "fp8"): fp8_tensor_scalar,
     ("fp8", "fp8_block128", "fp8"): fp8_block_inverse,
+    ("modelopt", "int", None): int_flat,
+    ("modelopt", "int", "int8"): int_flat,
+    ("modelopt", "int", "fp8"): int_flat,
     ("modelopt", "fp8_channel", "fp8"): fp8_channel_flat,
     ("modelopt", "fp8_tensor", "fp8"): fp8_tensor_scalar,
     ("modelopt", "fp8_block128", "fp8"): fp8_block_four,
