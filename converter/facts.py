@@ -120,7 +120,8 @@ def by_type(rows: Iterable[_Row]) -> dict[str, dict[str, int]]:
 
 
 def _row(tensor: OutputTensor) -> _Row:
-    made = "computed" if tensor.statistic is None else "measured"
+    made = "measured" if tensor.statistic is not None else "computed"
+    made = "column_scale" if tensor.column_scale else made
     role = tensor.source.role if tensor.source else made
     return _Row(role, tensor.name, tensor.shape, tensor.dtype, tensor.nbytes, tensor.note)
 
