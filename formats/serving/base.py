@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from qconvert.formats.refusal import Reason, collecting, raise_if_any, refuse
-from qconvert.formats.serving.capability import Kernel, Verdict, told, where_it_runs
+from qconvert.formats.serving.asking import (
+    cache_problems,
+    kept_float,
+    pairs_of,
+    placing_notes,
+    value_problems,
+)
 from qconvert.formats.serving.choice import Choice, choose, split_type
 from qconvert.formats.serving.container import Linear
-from qconvert.formats.serving.fused import Fusing, Shard, joined, linears_of, module_of, shards
+from qconvert.formats.serving.fused import Fusing, Shard, linears_of, module_of
+from qconvert.formats.serving.kernel import Kernel, Setting
+from qconvert.formats.serving.listing import listed
 from qconvert.formats.serving.mark import container_of, mark_of
 from qconvert.formats.serving.model_files import (
     ARCHITECTURES,
@@ -20,11 +28,14 @@ from qconvert.formats.serving.model_files import (
     half_type,
     model_problems,
 )
-from qconvert.formats.serving.placing import Place, known_containers, name_problems, place
+from qconvert.formats.serving.own_rule import OwnRule
+from qconvert.formats.serving.placing import Field, Place, known_containers, name_problems, place
 from qconvert.formats.serving.planning import IN_CONTAINER, CacheRule, Drawn, Extras, plan_folder
+from qconvert.formats.serving.refining import asked
 from qconvert.formats.serving.scheme import Scheme
-from qconvert.formats.serving.schemes import family_of, schemes
-from qconvert.formats.serving.wanted import FLOATS, KEPT, Names, Wanted, asked
+from qconvert.formats.serving.schemes import schemes
+from qconvert.formats.serving.verdict import Verdict, judge, where_it_runs
+from qconvert.formats.serving.wanted import KEPT, Names, Wanted
 from qconvert.formats.source import Source, SourceTensor
 from qconvert.formats.target import Plan, Reader, Request, Sink
 
@@ -56,7 +67,11 @@ class ServingTarget:
     extras: Callable[[Drawn], Extras] = nothing_more
     names: Names = field(default_factory=dict)  # its own, of schemes
     caches: tuple[str, ...] = ("fp8",)  # of CACHES, that it computes with
+    float_caches: tuple[str, ...] | None = None  # beside attention that stays float; None: all
     cache: CacheRule = IN_CONTAINER
+    rule: OwnRule | None = None  # another program's rounding, where it can be asked for
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    """Canonical name of a scheme that it does not run -> options by which another program does."""
     foreign: bool = False  # whether quantized folders that others have written are its own
     also: tuple[str, ...] = ()  # targets whose runtimes read its folders, too
     also_schemes: frozenset[str] | None = None  # in which they do; None: in all
@@ -68,14 +83,15 @@ class ServingTarget:
 
     @property
     def types(self) -> Sequence[tuple[str, str]]:
-        """Schemes that it can hold and run somewhere, then float types."""
-        found = [(name, _summary(one)) for name, one in schemes().items() if self.runs(one)]
-        return (*found, *((name, f"not quantized, {dtype}") for name, dtype in FLOATS.items()))
+        """Its own names, schemes that it can hold and run somewhere, then float types."""
+        return listed([one for one in schemes().values() if self.runs(one)], self.names)
 
-    def runs(self, scheme: Scheme) -> bool:
-        """Whether a kernel takes linears of `scheme` in a container that it reads."""
+    def runs(self, scheme: Scheme, cut: Sequence[Shard] = ()) -> bool:
+        """Whether kernels take linears of `scheme`, of the shapes of `cut`, in a container that it
+        reads."""
         return any(
             kernel.suits(scheme, one.name)
+            and (not cut or judge(self.kernels, one.name, ((scheme, s) for s in cut)).where)
             for one in known_containers(self.containers).values()
             if not one.problems(scheme)
             for kernel in self.kernels
@@ -87,7 +103,7 @@ class ServingTarget:
         reasons: list[Reason] = []
         reasons += model_problems(source, self.architectures, self.name)
         reasons += name_problems(self.name, self.containers, request.container, request.hardware)
-        reasons += _value_problems(request, self.caches)
+        reasons += value_problems(request, self.caches)
         wanted, layers = Wanted(), request.layers
         half = half_type(source)
         with collecting(reasons):
@@ -95,32 +111,59 @@ class ServingTarget:
             layers = (*layers, *exceptions)
             wanted = asked(replace(request, type=main), self.by_bits, half, self.names)
         raise_if_any(reasons)
-        tp = request.tp or 1
         linears = linears_of(source)
         choice = choose(
             source, linears, wanted, layers,
-            fusing=self.fusing, tp=tp, defaults=self.by_bits.values(), runs=self.runs,
+            fusing=self.fusing, tp=request.tp or 1, defaults=self.by_bits.values(), runs=self.runs,
             names=self.names,
         )  # fmt: skip
-        placed = self._placed(source, linears, choice, request)
-        drawn = Drawn(
-            self.name, source, choice, placed,
-            {one.name: Linear(module_of(one), (one.shape[0], one.shape[1]), scheme)
-             for one in linears if (scheme := choice.schemes[one.name]) is not None},
-            tuple(_floats(source, linears, choice)),
-            wanted.floats or half, request.kv, self.architectures[source.model_type],
-        )  # fmt: skip
+        setting = Setting(wanted.floats or half, request.kv)
+        reasons += cache_problems(self.name, self.float_caches, linears, choice, request.kv)
+        placed = None
+        with collecting(reasons):
+            placed = self._placed(source, linears, choice, request, setting)
+        with collecting(reasons):
+            drawn = self._drawn(source, linears, choice, placed, request, setting)
+        raise_if_any(reasons)
         return self._plan(drawn, request)
 
+    def _drawn(
+        self, source: Source, linears: Sequence[SourceTensor], choice: Choice,
+        placed: Place | None, request: Request, setting: Setting,
+    ) -> Drawn:  # fmt: skip
+        """With the schemes of the rule that was asked for."""
+        found = {one.name: scheme for one in linears if (scheme := choice.schemes[one.name])}
+        rule = self.rule_of(request)
+        if rule is not None:
+            quantized = [one for one in linears if one.name in found]
+            rule.check(found.values(), quantized, setting.floats)
+            found = {name: rule.scheme(one, setting.floats) for name, one in found.items()}
+        return Drawn(
+            self.name, source, choice, placed,
+            {one.name: Linear(module_of(one), (one.shape[0], one.shape[1]), found[one.name])
+             for one in linears if one.name in found},
+            tuple(kept_float(source, linears, choice)),
+            setting.floats, request.kv, self.architectures[source.model_type],
+        )  # fmt: skip
+
+    def rule_of(self, request: Request) -> OwnRule | None:
+        """`rule`, where the request asks for it."""
+        asked_for = self.rule is not None and request.option(self.rule.option) is not None
+        return self.rule if asked_for else None
+
     def _placed(
-        self, source: Source, linears: Sequence[SourceTensor], choice: Choice, request: Request
-    ) -> Place | None:
+        self, source: Source, linears: Sequence[SourceTensor], choice: Choice, request: Request,
+        setting: Setting,
+    ) -> Place | None:  # fmt: skip
         """The container of all that is quantized, and where it runs."""
         quantized = [one for one in linears if choice.schemes[one.name] is not None]
-        pairs = list(_pairs(source, quantized, choice, self.fusing, request.tp or 1))
+        pairs = list(pairs_of(source, quantized, choice, self.fusing, request.tp or 1))
         known = known_containers(self.containers)
         if pairs:
-            return place(self.name, self.kernels, known, pairs, request.container, request.hardware)
+            return place(Field(
+                self.name, self.kernels, known, pairs, request.container, request.hardware,
+                setting, self.names, self.elsewhere,
+            ))  # fmt: skip
         if request.kv is not None:
             held = known[request.container or next(iter(known))]
             return Place(held, Verdict(frozenset(), {}, {}))
@@ -137,7 +180,7 @@ class ServingTarget:
         tensors, folder = plan_folder(drawn, self.fusing, self.cache, extras, request.split_bytes)
         model = self.model_notes.get(drawn.source.model_type)
         notes = (
-            *drawn.choice.notes, *_placing_notes(drawn.place, request), *extras.notes,
+            *drawn.choice.notes, *placing_notes(drawn.place, request), *extras.notes,
             *self.notes, *([model] if model else ()), *file_notes(copied_files(drawn.source)),
         )  # fmt: skip
         plan = Plan(
@@ -147,6 +190,7 @@ class ServingTarget:
             default_name=self._default_name(drawn, request),
             notes=notes,
             details={"folder": folder, "about": self._about(drawn, extras), "gathers": True},
+            rule=rule.why if (rule := self.rule_of(request)) is not None else "",
         )
         return replace(plan, overhead_bytes=overhead(plan))
 
@@ -157,6 +201,8 @@ class ServingTarget:
         if request.container not in (None, self.containers[0]):
             parts.append(str(request.container))
         parts += [f"kv-{drawn.kv}"] if drawn.kv else []
+        rule = self.rule_of(request)
+        parts += [rule.option.rpartition("-")[2]] if rule is not None else []
         return "-".join(parts)
 
     def _about(self, drawn: Drawn, extras: Extras) -> Mapping[str, str]:
@@ -211,46 +257,3 @@ class ServingTarget:
         from qconvert.formats.serving.folder.reader import open_reader
 
         return open_reader(path)
-
-
-def _summary(scheme: Scheme) -> str:
-    family = family_of(scheme)
-    parts = [family.summary]
-    if family.named_group:
-        parts.append(f"groups of {scheme.group}" if scheme.group else "a scale for each row")
-    if scheme.static:
-        parts = [f"as {family.name}, but the activations of a linear share one fixed scale"]
-    return ", ".join([*parts, *["zero points"] * (not scheme.symmetric)])
-
-
-def _value_problems(request: Request, caches: Sequence[str]) -> Iterator[Reason]:
-    if request.tp is not None and request.tp < 1:
-        yield Reason(f"--tp {request.tp} is not a number of ranks", "--tp 1")
-    if request.kv is not None and request.kv not in caches:
-        known = " or ".join(f"--kv {name}" for name in caches)
-        yield Reason(f"--kv {request.kv}: no scales are stored for a KV cache of this type", known)
-
-
-def _pairs(
-    source: Source, linears: Sequence[SourceTensor], choice: Choice, fusing: Fusing, tp: int
-) -> Iterator[tuple[Scheme, Shard]]:
-    for shard in shards(source, joined(source, linears, fusing), tp):
-        assert isinstance(shard, Shard)  # uneven ones are refused before
-        scheme = choice.schemes[shard.of.members[0].name]
-        assert scheme is not None
-        yield scheme, shard
-
-
-def _floats(source: Source, linears: Sequence[SourceTensor], choice: Choice) -> Iterator[str]:
-    """Modules of linears that stay float; a tied head is one, though it is stored nowhere."""
-    yield from (module_of(one) for one in linears if choice.schemes[one.name] is None)
-    yield next((module_of(one) for one in source.tensors if one.role == "head"), "lm_head")
-
-
-def _placing_notes(placed: Place | None, request: Request) -> Iterator[str]:
-    if placed is None or not placed.verdict.where:
-        return
-    if request.hardware is None:
-        yield from told(placed.verdict)
-    else:
-        yield from placed.verdict.notes

@@ -8,15 +8,16 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 
 from qconvert.formats.refusal import Reason, Refused, collecting, raise_if_any, refuse
-from qconvert.formats.serving.capability import nearness
 from qconvert.formats.serving.fused import Fusing, Joined, Shard, Uneven, joined, module_of, shards
 from qconvert.formats.serving.scheme import Scheme
-from qconvert.formats.serving.schemes import FAMILIES, Family, group_name, scheme_of, schemes
-from qconvert.formats.serving.wanted import KEPT, Names, Wanted, named, options_of
+from qconvert.formats.serving.schemes import FAMILIES, group_name, scheme_of, schemes
+from qconvert.formats.serving.verdict import nearness
+from qconvert.formats.serving.wanted import KEPT, Names, Wanted, choices, named, options_of
 from qconvert.formats.source import Source, SourceTensor
 
 Layers = tuple[tuple[str, str], ...]
-Runs = Callable[[Scheme], bool]
+Runs = Callable[[Scheme, Sequence[Shard]], bool]
+"""Whether a target runs linears of a scheme, of these shapes, anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,8 @@ def choose(
 ) -> Choice:
     """Decide for all `linears`; `Refused` with all that is wrong with exceptions and groups.
 
-    `defaults`: what the target prefers where a family leaves zero points open. `runs`: whether the
-    target runs linears of a scheme at all. `names`: its own names of schemes.
+    `defaults`: what the target prefers where a family leaves zero points open. `names`: its own
+    names of schemes.
     """
     reasons: list[Reason] = []
     rules = [("", wanted)]
@@ -76,7 +77,7 @@ def choose(
             found_shards = list(shards(source, joined(source, members, fusing), tp))
             raise_if_any(list(_uneven(found_shards, tp)))
             cut = [shard for shard in found_shards if isinstance(shard, Shard)]
-            scheme, note = _completed(cut, one, prefer, runs)
+            scheme, note = _completed(cut, one, prefer, runs, names)
             found.append((pattern, scheme))
             notes += [note] if note else []
     raise_if_any(reasons)
@@ -136,7 +137,7 @@ def _unmatched(source: Source, linears: Sequence[SourceTensor], pattern: str) ->
 
 
 def _completed(
-    cut: Sequence[Shard], wanted: Wanted, defaults: Sequence[Wanted], runs: Runs
+    cut: Sequence[Shard], wanted: Wanted, defaults: Sequence[Wanted], runs: Runs, names: Names
 ) -> tuple[Scheme | None, str]:
     """The scheme that `wanted` becomes for these shards, and what to tell of it: with the group
     asked for, or the largest that fits; `Refused` where there is none."""
@@ -152,18 +153,19 @@ def _completed(
             family, group, symmetric=wanted.symmetric is not False, static=bool(wanted.static)
         )
 
-    fitting = [one for one in family.groups if all(_divides(one, shard) for shard in cut)]
+    groups = choices(wanted)
+    fitting = [one for one in groups if all(_divides(one, shard) for shard in cut)]
     if wanted.group is not None:
         if wanted.group in fitting:
             return scheme(wanted.group), ""
-        raise _undivided(family, wanted.group, scheme(wanted.group), cut, fitting, runs)
-    usual = family.groups[0]
+        raise _undivided(wanted.group, scheme(wanted.group), cut, fitting, runs, names)
+    usual = groups[0]
     best = next((one for one in fitting if one), None)
-    if best is None and not any(family.groups):
+    if best is None and not any(groups):
         return scheme(usual), ""
     if best is None:
-        least = min(one for one in family.groups if one)
-        raise _undivided(family, least, scheme(least), cut, fitting, runs)
+        least = min(one for one in groups if one)
+        raise _undivided(least, scheme(least), cut, fitting, runs, names)
     if best == usual:
         return scheme(best), ""
     bad = next(shard for shard in cut if not _divides(usual, shard))
@@ -171,26 +173,26 @@ def _completed(
 
 
 def _undivided(
-    family: Family,
     group: int,
     scheme: Scheme,
     cut: Sequence[Shard],
     fitting: Sequence[int],
     runs: Runs,
+    names: Names,
 ) -> Refused:
     """No group of the family, or not the one asked for, divides all inputs."""
     bad = next(shard for shard in cut if not _divides(group, shard))
     near = [
         f"--group {one or group_name(one)}"
         for one in sorted(fitting, key=lambda one: (not one, abs(one - group)))
-        if runs(replace(scheme, group=one))
+        if runs(replace(scheme, group=one), cut)
     ]
     if not near:
         others = sorted(schemes().values(), key=lambda one: nearness(scheme, one))
         near = [
-            options_of(one)
+            options_of(one, names)
             for one in others
-            if runs(one) and all(_divides(one.group, shard) for shard in cut)
+            if all(_divides(one.group, shard) for shard in cut) and runs(one, cut)
         ][:1]
     return refuse(
         f"groups of {group} do not divide {_columns(bad)}",

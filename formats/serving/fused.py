@@ -20,6 +20,8 @@ Fusing = tuple[tuple[str, ...], ...]
 QKV_AND_GATE_UP: Fusing = (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up"))
 KV_AND_GATE_UP: Fusing = (("attn_k", "attn_v"), ("ffn_gate", "ffn_up"))
 
+KEYS_AND_VALUES = ("attn_k", "attn_v", "attn_qkv")
+
 ROW_PARALLEL = ("attn_o", "ffn_down")
 """Cut along their inputs; all others along their outputs."""
 
@@ -74,10 +76,16 @@ class Shard:
     cols: int  # K
     parts: tuple[int, ...]  # rows of each part, N
     cut: str  # "" for the whole, "rows" or "columns"
+    heads: int = 0  # of keys and values, where several ranks hold the same ones
 
     @property
     def rows(self) -> int:
         return sum(self.parts)
+
+    @property
+    def cached(self) -> bool:
+        """Whether keys and values come from it."""
+        return any(one.role in KEYS_AND_VALUES for one in self.of.members)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +130,8 @@ def _shard(one: Joined, tp: int, heads: _Heads) -> Shard | Uneven:
         if isinstance(found, str):
             return Uneven(one, found)
         parts += found
-    return Shard(one, cols, tuple(parts), "rows" if tp > 1 else "")
+    repeated = heads.kv < tp and bool(roles & set(KEYS_AND_VALUES))
+    return Shard(one, cols, tuple(parts), "rows" if tp > 1 else "", heads.kv if repeated else 0)
 
 
 def _rows(tensor: SourceTensor, tp: int, heads: _Heads) -> list[int] | str:

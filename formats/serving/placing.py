@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from qconvert.formats.refusal import Reason, Refused, raise_if_any
-from qconvert.formats.serving.capability import (
-    HARDWARE,
-    Kernel,
-    Verdict,
-    judge,
-    nearness,
-    places_of,
-)
+from qconvert.formats.refusal import Reason, Refused
 from qconvert.formats.serving.container import Container, containers
 from qconvert.formats.serving.fused import Shard
+from qconvert.formats.serving.kernel import HARDWARE, USUAL, Kernel, Setting
 from qconvert.formats.serving.scheme import Scheme
 from qconvert.formats.serving.schemes import schemes
-from qconvert.formats.serving.wanted import options_of
+from qconvert.formats.serving.verdict import Verdict, judge, nearness, places_of
+from qconvert.formats.serving.wanted import Names, options_of
 
 Pairs = Sequence[tuple[Scheme, Shard]]
 
@@ -51,27 +45,43 @@ def name_problems(
         yield Reason(f"unknown hardware {hardware!r}", f"known: {listed}")
 
 
-def place(
-    program: str,
-    kernels: Sequence[Kernel],
-    known: Mapping[str, Container],
-    pairs: Pairs,
-    asked: str | None,
-    hardware: str | None,
-) -> Place:
-    """The first container that holds all of `pairs` and in which they run; `Refused`, with the
-    nearest scheme that works."""
-    choice = [known[asked]] if asked is not None else list(known.values())
-    used = list(dict.fromkeys(scheme for scheme, _ in pairs))
-    holding = [one for one in choice if not _problems(one, used)]
+@dataclass(frozen=True, slots=True)
+class Field:
+    """All that placing goes by: a program, and what is asked of it."""
+
+    program: str
+    kernels: Sequence[Kernel]
+    known: Mapping[str, Container]  # that it reads, the preferred one first
+    pairs: Pairs
+    asked: str | None = None  # a container
+    hardware: str | None = None
+    setting: Setting = USUAL
+    names: Names = field(default_factory=dict)  # the program's own, of schemes
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    """Canonical name of a scheme -> the options by which another program takes it."""
+
+    @property
+    def choice(self) -> list[Container]:
+        return list(self.known.values()) if self.asked is None else [self.known[self.asked]]
+
+    def judged(self, container: Container, pairs: Pairs) -> Verdict:
+        return judge(self.kernels, container.name, pairs, self.setting)
+
+
+def place(of: Field) -> Place:
+    """The first container that holds all pairs and in which they run; `Refused` with all reasons,
+    each with the nearest scheme that works."""
+    used = list(dict.fromkeys(scheme for scheme, _ in of.pairs))
+    holding = [one for one in of.choice if not _problems(one, used)]
     if not holding:
-        raise Refused(*_unheld(program, kernels, known, choice, pairs, used, hardware))
-    found = [Place(one, judge(kernels, one.name, pairs)) for one in holding]
-    running = [one for one in found if _runs(one.verdict, hardware)]
+        raise Refused(*_unheld(of, used))
+    found = [Place(one, of.judged(one, of.pairs)) for one in holding]
+    running = [one for one in found if _runs(one.verdict, of.hardware)]
     if not running:
-        reason = _unrun(program, kernels, known, found[0], pairs, hardware)
-        raise_if_any([reason])
-    return max(running, key=lambda one: len(one.verdict.where)) if hardware is None else running[0]
+        raise Refused(*_unrun(of, found[0].verdict))
+    if of.hardware is not None:
+        return running[0]
+    return max(running, key=lambda one: len(one.verdict.where))
 
 
 def _problems(container: Container, used: Iterable[Scheme]) -> list[Reason]:
@@ -82,89 +92,72 @@ def _runs(verdict: Verdict, hardware: str | None) -> bool:
     return bool(verdict.where) if hardware is None else hardware in verdict.where
 
 
-def _unheld(
-    program: str,
-    kernels: Sequence[Kernel],
-    known: Mapping[str, Container],
-    choice: Sequence[Container],
-    pairs: Pairs,
-    used: Sequence[Scheme],
-    hardware: str | None,
-) -> list[Reason]:
-    """Why none of `choice` holds the schemes: its own reasons where one was asked for."""
-    others = [one.name for one in known.values() if one not in choice and not _problems(one, used)]
-    if len(choice) == 1 and len(known) > 1:
-        own = _problems(choice[0], used)
+def _unheld(of: Field, used: Sequence[Scheme]) -> list[Reason]:
+    """Why no container holds the schemes: its own reasons where one was asked for."""
+    others = [
+        one.name for one in of.known.values() if one not in of.choice and not _problems(one, used)
+    ]
+    if len(of.choice) == 1 and len(of.known) > 1:
+        own = _problems(of.choice[0], used)
         better = f"--container {others[0]}" if others else ""
         if not others or any(others[0] in one.remedy for one in own):
             return own
-        return [Reason(one.problem, " or ".join(filter(None, (one.remedy, better)))) for one in own]
+        return [Reason(one.problem, _either(one.remedy, better)) for one in own]
     reasons = []
     for scheme in used:
-        if all(container.problems(scheme) for container in choice):
-            near = _nearest(kernels, known.values(), pairs, scheme, hardware)
-            held = ", ".join(known)
-            reasons.append(Reason(f"{program} reads no {scheme.name} (it reads {held})", near))
+        if all(container.problems(scheme) for container in of.choice):
+            held = ", ".join(of.known)
+            remedy = _either(_nearest(of, scheme), of.elsewhere.get(scheme.name, ""))
+            reasons.append(Reason(f"{of.program} reads no {scheme.name} (it reads {held})", remedy))
     if not reasons:
         names = " and ".join(one.name for one in used)
-        reasons.append(Reason(f"no container that {program} reads holds {names} together",
+        reasons.append(Reason(f"no container that {of.program} reads holds {names} together",
                               "take one scheme for all linears"))  # fmt: skip
     return reasons
 
 
-def _unrun(
-    program: str,
-    kernels: Sequence[Kernel],
-    known: Mapping[str, Container],
-    found: Place,
-    pairs: Pairs,
-    hardware: str | None,
-) -> Reason:
+def _unrun(of: Field, verdict: Verdict) -> list[Reason]:
     """Why what the container holds does not run where it must, and what does."""
-    verdict = found.verdict
-    if hardware is not None:
-        why = verdict.why_not(hardware)
-        problem = f"{program} on {hardware}: {why}"
-        bad = verdict.schemes.get(hardware)
-    else:
-        shaped = list(dict.fromkeys(verdict.shapes.values()))
-        why = shaped[0] if shaped else f"no kernel takes {next(iter(verdict.schemes.values()))}"
-        problem = f"{program} runs this nowhere: {why}"
+    if of.hardware is not None:
+        bad = verdict.schemes.get(of.hardware)
+        start, found = f"{of.program} on {of.hardware}", verdict.why_not(of.hardware)
+    elif verdict.shapes:
         bad = None
-    scheme = next((one for one, _ in pairs if one.name == bad), pairs[0][0])
-    remedy = _nearest(kernels, known.values(), pairs, scheme, hardware)
-    if hardware is not None and verdict.where:
+        start, found = f"{of.program} runs this nowhere", min(verdict.shapes.values(), key=len)
+    else:
+        bad = next(iter(verdict.schemes.values()))
+        start, found = f"{of.program} runs this nowhere", (Reason(f"no kernel takes {bad}"),)
+    used = dict.fromkeys(one for one, _ in of.pairs if bad in (None, one.name))
+    nearest = next(filter(None, (_nearest(of, one) for one in used)), "")
+    near = _either(nearest, of.elsewhere.get(next(iter(used)).name, ""))
+    if of.hardware is not None and verdict.where:
         elsewhere = f"leave out --hardware: it runs on {places_of(verdict.where)}"
-        remedy = elsewhere if not remedy or "--hardware" in remedy else f"{remedy}; or {elsewhere}"
-    return Reason(problem, remedy)
+        near = elsewhere if not near or "--hardware" in near else f"{near}; or {elsewhere}"
+    return [Reason(f"{start}: {one.problem}", _either(near, one.remedy)) for one in found]
 
 
-def _nearest(
-    kernels: Sequence[Kernel],
-    known: Iterable[Container],
-    pairs: Pairs,
-    scheme: Scheme,
-    hardware: str | None,
-) -> str:
+def _either(first: str, second: str) -> str:
+    return " or ".join(filter(None, (first, second)))
+
+
+def _nearest(of: Field, scheme: Scheme) -> str:
     """The options of the scheme nearest to `scheme` that runs in its place; empty without one."""
-    known = list(known)
 
-    def works(other: Scheme) -> Container | None:
-        rest = [(other if one == scheme else one, shard) for one, shard in pairs]
+    def works(other: Scheme) -> bool:
+        rest = [(other if one == scheme else one, shard) for one, shard in of.pairs]
         if any(one.group and shard.cols % one.group for one, shard in rest):
-            return None
+            return False
         used = list(dict.fromkeys(one for one, _ in rest))
-        return next(
-            (one for one in known
-             if not _problems(one, used) and _runs(judge(kernels, one.name, rest), hardware)),
-            None,
-        )  # fmt: skip
+        return any(
+            not _problems(one, used) and _runs(of.judged(one, rest), of.hardware)
+            for one in of.known.values()
+        )
 
     others = [one for one in schemes().values() if one != scheme]
     for other in sorted(others, key=lambda one: nearness(scheme, one)):
-        if works(other) is not None:
-            return options_of(other)
-    if hardware is None:
+        if works(other):
+            return options_of(other, of.names)
+    if of.hardware is None:
         return ""
-    elsewhere = _nearest(kernels, known, pairs, scheme, None)
-    return f"{elsewhere}, without --hardware {hardware}" if elsewhere else ""
+    elsewhere = _nearest(replace(of, hardware=None), scheme)
+    return f"{elsewhere}, without --hardware {of.hardware}" if elsewhere else ""

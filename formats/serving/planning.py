@@ -186,14 +186,13 @@ def _columns(entry: Entry, weight: str) -> tuple[OutputTensor, tuple[Entry, ...]
 
 
 def _shares(drawn: Drawn, fusing: Fusing) -> dict[str, tuple[str, ...]]:
-    """Weight -> the weights that have one scale with it, where its scheme has such a scale. That of
-    a grid with `alone` is of one tensor, whatever is fused with it."""
+    """Weight -> the weights that have one scale with it, where its scheme has such a scale."""
     found = {}
     for names in _together(drawn, fusing):
         for name in names:
             scheme = drawn.linears[name].scheme
             if scheme.shared:
-                found[name] = (name,) if getattr(scheme.grid, "alone", False) else names
+                found[name] = (name,) if scheme.alone else names
     return found
 
 

@@ -24,6 +24,7 @@ class Scheme:
     symmetric: bool = True
     activations: Activations | None = None  # None: as the model computes, in 16 bits
     static: bool = False  # the scale of the activations is fixed, one for a tensor
+    alone: bool = False  # a scale of the whole tensor is its own, whatever a runtime fuses
 
     @property
     def grid(self) -> Grid:

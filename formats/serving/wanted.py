@@ -1,33 +1,25 @@
-"""What a user asked for, as one family with its refinements; contradictions are refused."""
+"""Names of schemes: what they mean, and the options that lead to one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
-from qconvert.formats.refusal import Reason, collecting, raise_if_any, refuse
+from qconvert.formats.refusal import refuse
 from qconvert.formats.serving.scheme import Scheme
 from qconvert.formats.serving.schemes import (
     FAMILIES,
-    Family,
     family_of,
     group_name,
     schemes,
 )
 from qconvert.formats.source import Dtype
-from qconvert.formats.target import Request
 
 FLOATS: Mapping[str, Dtype] = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 """Types of `--type` that quantize nothing."""
-HALF = 16
 KEPT = "float"
 """As a scheme in `--layer`: not quantized."""
-NO_KERNEL: Mapping[int, str] = {
-    **dict.fromkeys((3, 5, 6, 7), "readers disagree on how codes of this width are packed"),
-    2: "no usual kernel computes with them",
-}
-"""Bits -> why no scheme has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +31,7 @@ class Wanted:
     symmetric: bool | None = None
     static: bool | None = None
     floats: Dtype | None = None  # the type that all is stored in
+    groups: tuple[int, ...] | None = None  # to choose from; None: all of the family's
 
     @property
     def quantizes(self) -> bool:
@@ -78,144 +71,42 @@ def of_scheme(scheme: Scheme) -> Wanted:
     return Wanted(family.name, scheme.group, scheme.symmetric, None if bare else static)
 
 
-def options_of(scheme: Scheme) -> str:
-    """The options that ask for `scheme`."""
+def options_of(scheme: Scheme, own: Names = MappingProxyType({})) -> str:
+    """The options that ask for `scheme`, by a program's `own` name where one leads to it."""
     family = family_of(scheme)
-    words = [f"--scheme {family.name}"]
-    if family.named_group:
+    name = own_name(scheme, own)
+    if name is None and family.name in own:
+        return f"--scheme {scheme.name}"  # the family's name means something else there
+    known = Wanted(family.name) if name is None else own[name]
+    words = [f"--scheme {name or family.name}"]
+    if family.named_group and known.group is None and len(choices(known)) > 1:
         words.append(f"--group {scheme.group or group_name(scheme.group)}")
-    words += ["--asymmetric"] * (not scheme.symmetric) + ["--static"] * scheme.static
+    if not scheme.symmetric and known.symmetric is None:
+        words.append("--asymmetric")
+    if scheme.static and not family.fixed and known.static is None:
+        words.append("--static")
     return " ".join(words)
 
 
-def asked(
-    request: Request,
-    by_bits: Mapping[int, Wanted],
-    half: Dtype,
-    own: Names = MappingProxyType({}),
-) -> Wanted:
-    """The one scheme that `request` means for all that it does not name by `--layer`.
-
-    `by_bits`: what a number of bits stands for, 4 where nothing is asked; `half`: for 16 bits;
-    `own`: as in `named`.
-    """
-    reasons: list[Reason] = []
-    parts: list[tuple[str, Wanted]] = []
-    for option, text in (("--type", request.type), ("--scheme", request.scheme)):
-        if text is not None:
-            with collecting(reasons):
-                parts.append((f"{option} {text}", named(text, own)))
-    if request.bits is not None:
-        with collecting(reasons):
-            parts += _of_bits(request.bits, parts, by_bits, half)
-    raise_if_any(reasons)
-    if not parts:
-        parts.append(("", next(iter(by_bits.values()))))
-    found = _merged(parts)
-    refined = _refined(found, request)
-    raise_if_any(list(problems(refined)))
-    return refined
-
-
-def _of_bits(
-    bits: int, parts: Sequence[tuple[str, Wanted]], by_bits: Mapping[int, Wanted], half: Dtype
-) -> Iterator[tuple[str, Wanted]]:
-    """What `--bits` says: a scheme by itself, else nothing but that it fits."""
-    choice = {**by_bits, HALF: Wanted(floats=half)}
-    if bits not in choice:
-        why = f": {NO_KERNEL[bits]}" if bits in NO_KERNEL else ""
-        near = ", ".join(f"--bits {known}" for known in choice)
-        raise refuse(f"--bits {bits}: no serving program takes it{why}", near)
-    for option, one in parts:
-        have = HALF if one.family is None else FAMILIES[one.family].bits
-        if have != bits or one.floats == "F32":
-            raise refuse(
-                f"{option} and --bits {bits} contradict each other", f"leave out --bits {bits}"
-            )
-    if not parts:
-        yield f"--bits {bits}", choice[bits]
-
-
-def _merged(parts: Sequence[tuple[str, Wanted]]) -> Wanted:
-    """All of `parts` together; `Refused` where they say different things."""
-    (first, found), *others = parts
-    for option, other in others:
-        both = {one.name: (getattr(found, one.name), getattr(other, one.name))
-                for one in fields(Wanted)}  # fmt: skip
-        if any(None not in pair and pair[0] != pair[1] for pair in both.values()) or (
-            found.quantizes != other.quantizes
+def own_name(scheme: Scheme, own: Names) -> str | None:
+    """The name of a program's `own` that leads to `scheme`, perhaps with refinements."""
+    family = family_of(scheme)
+    fixed = scheme.static and not family.fixed
+    for name, one in own.items():
+        if (
+            one.family == family.name
+            and one.group in (None, scheme.group)
+            and scheme.group in choices(one)
+            and one.symmetric in (None, scheme.symmetric)
+            and one.static in (None, fixed)
         ):
-            raise refuse(f"{first} and {option} contradict each other", "leave one of them out")
-        found = Wanted(**{name: a if a is not None else b for name, (a, b) in both.items()})
-    return found
+            return name
+    return None
 
 
-def _refined(found: Wanted, request: Request) -> Wanted:
-    """With `--group`, `--symmetric` and `--static`; `Refused` where the name said otherwise."""
-    reasons = []
-    named_so = request.type is not None or request.scheme is not None
-    for field, words in _refinements(request):
-        have, wish = getattr(found, field), getattr(request, field)
-        fixed = named_so and have is not None and have != wish
-        if not found.quantizes:
-            reasons.append(Reason(f"{words}: nothing is quantized", f"leave out {words}"))
-        elif fixed and _is_choice(found, field):
-            name = request.type or request.scheme
-            reasons.append(
-                Reason(f"{name} and {words} contradict each other", "leave one of them out")
-            )
-        else:
-            found = replace(found, **{field: wish})
-    raise_if_any(reasons)
-    return found
-
-
-def _refinements(request: Request) -> Iterator[tuple[str, str]]:
-    """Fields of `request` that are set, and the options that set them."""
-    if request.group is not None:
-        yield "group", f"--group {request.group or group_name(request.group)}"
-    if request.symmetric is not None:
-        yield "symmetric", "--symmetric" if request.symmetric else "--asymmetric"
-    if request.static is not None:
-        yield "static", "--static" if request.static else "--no-static"
-
-
-def _is_choice(wanted: Wanted, field: str) -> bool:
-    """Whether the family leaves this open, so that a name that settles it is contradicted."""
-    family = FAMILIES[wanted.family or ""]
-    return {
-        "group": len(family.groups) > 1,
-        "symmetric": family.asymmetric,
-        "static": family.static is not None,
-    }[field]
-
-
-def problems(wanted: Wanted) -> Iterator[Reason]:
-    """Refinements that its family does not take."""
-    if wanted.family is None:
-        return
-    family = FAMILIES[wanted.family]
-    if wanted.group is not None and wanted.group not in family.groups:
-        yield _bad_group(family, wanted.group)
-    if wanted.symmetric is False and not family.asymmetric:
-        names = [one.name for one in FAMILIES.values() if one.asymmetric]
-        yield Reason(
-            f"{family.name} has no zero points: it cannot be asymmetric",
-            f"leave out --asymmetric, or take --scheme {' or '.join(names)}",
-        )
-    if wanted.static and family.static is None:
-        names = [one.name for one in FAMILIES.values() if one.static]
-        what = "its activations are not rounded" if family.activations is None else "none is known"
-        yield Reason(
-            f"{family.name} has no fixed activation scales: {what}",
-            f"leave out --static, or take --scheme {' or '.join(names)}",
-        )
-
-
-def _bad_group(family: Family, group: int) -> Reason:
-    near = min(family.groups, key=lambda one: abs(one - group))
-    known = ", ".join(str(one or group_name(one)) for one in family.groups)
-    return Reason(
-        f"--group {group or group_name(group)}: {family.name} is computed with {known}",
-        f"--group {near or group_name(near)}",
-    )
+def choices(wanted: Wanted) -> tuple[int, ...]:
+    """The groups that are left to choose from, the best first."""
+    groups = FAMILIES[wanted.family or ""].groups
+    if wanted.groups is not None:
+        groups = tuple(one for one in groups if one in wanted.groups)
+    return groups
