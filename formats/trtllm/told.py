@@ -105,8 +105,16 @@ def differences(folder: Path, config: Mapping[str, Any]) -> Iterator[str]:
         "the KV cache": (nested.get("kv_cache_quant_algo"), _cache(flat.get("kv_cache_scheme"))),
         "what stays float": (set(nested.get("exclude_modules") or ()),
                              set(flat.get("ignore") or ())),
-        "quantized_layers": (nested.get("quantized_layers"), flat.get("quantized_layers")),
+        "quantized_layers": (_layers(nested), _layers(flat)),
     }  # fmt: skip
     for what, (one, other) in pairs.items():
         if one != other:
             yield what
+
+
+def _layers(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Module -> algorithm, whatever its spelling: other programs know other spellings."""
+    names = {
+        name: one.get("quant_algo") for name, one in (said.get("quantized_layers") or {}).items()
+    }
+    return {name: ALIASES.get(one, one) for name, one in names.items()}

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from qconvert.asked import Asked
 from qconvert.formats.target import Request
 from qconvert.pipeline import convert
 
 Write = Callable[..., Path]
+DATA = Path(__file__).parents[2] / "data" / "trtllm"
+TYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F8_E4M3": torch.float8_e4m3fn,
+         "U8": torch.uint8, "I8": torch.int8}  # fmt: skip
 
 
 def beside(name: str) -> ModuleType:
@@ -74,5 +81,37 @@ def source_of(tiny_model: Callable[..., Path]) -> Callable[..., Path]:
 
     def find(family: str = "llama", config: tuple[tuple[str, Any], ...] = ()) -> Path:
         return tiny_model(family, dtype="bfloat16", **dict(config))
+
+    return find
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What there is of a folder that NVIDIA ModelOpt 0.47 wrote."""
+
+    files: Mapping[str, Any]  # name -> JSON
+    metadata: Mapping[str, str]  # of its safetensors file
+    tensors: Mapping[str, list[Any]]  # type, shape, start of the sha256 of the bytes, value of one
+
+    def hollow(self, path: Path) -> Path:
+        """A folder with these headers and numbers, and zeros in place of the other tensors."""
+        path.mkdir()
+        for name, content in self.files.items():
+            (path / name).write_text(json.dumps(content), "utf-8")
+        save_file({name: self._tensor(*one) for name, one in self.tensors.items()},
+                  path / "model.safetensors", dict(self.metadata))  # fmt: skip
+        return path
+
+    @staticmethod
+    def _tensor(dtype: str, shape: list[int], digest: str, value: float = 0.0) -> torch.Tensor:
+        return torch.full(shape, value).to(TYPES[dtype])
+
+
+@pytest.fixture(scope="session")
+def modelopt() -> Callable[[str], Folder]:
+    """`modelopt("llama-INT4_AWQ_CFG")`: see tests/data/trtllm/README.md."""
+
+    def find(name: str) -> Folder:
+        return Folder(**json.loads((DATA / f"{name}.json").read_text("utf-8")))
 
     return find
