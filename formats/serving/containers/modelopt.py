@@ -63,10 +63,9 @@ def _columns(scheme: Scheme) -> ColumnScale | None:
 
 def _unheld(scheme: Scheme) -> Reason:
     return Reason(
-        f"the modelopt container holds no {scheme.name}: programs read FP8, NVFP4, and integers "
-        "with no zero points, of 4 bits in groups of 128 or 64 or either with a scale for each "
-        "row, of it",
-        "--scheme fp8, fp8-block, nvfp4 or w4a16 --group 128, or --container compressed-tensors",
+        f"the modelopt container holds no {scheme.name}: it has FP8, NVFP4, and integers without "
+        "zero points in groups of 128 or 64 or in whole rows",
+        "--scheme fp8, fp8-block or nvfp4, or --container compressed-tensors",
     )
 
 
@@ -219,7 +218,9 @@ CONTAINER = Assembled(
         lambda module: f"{module}.k_scale",
         lambda module: f"{module}.v_scale",
         (),
-        {"fp8": E4M3_LARGEST, "nvfp4": FP4_RANGE},
+        # 448 for both: ModelOpt 0.47, `export/unified_export_hf.py`; TensorRT-LLM @ 00bbf71 takes
+        # the numbers as they are, so that no FP4 value under its e4m3 scale is beyond e4m3
+        {"fp8": E4M3_LARGEST, "nvfp4": E4M3_LARGEST},
     ),
     column_scale=_columns,
     joints=joint_of,

@@ -139,15 +139,13 @@ def joint_of(linear: Linear) -> Joint | None:
     (`threadblock/dq_mma_multistage_finegrained.h` @ 3bbed0e). Here it is the smallest power of two
     with which no product is beyond 448, of the largest scale of all that share it: the quotients
     are exact then (our scales have eight significant bits), nothing is cut off, and products lie as
-    high in e4m3 as they can. A power fixed for all models would be simpler, and lose the first or
-    the last of these where weights are large or small. A grid with a rule of its own says it in
-    `whole_scale`: ModelOpt has the largest scale * 7 / 448.
+    high in e4m3 as they can. A power fixed for all models would be simpler, and cut off weights of
+    some of them, or lose small ones of others. ModelOpt has the largest scale * 7 / 448.
     """
     found = algorithm_of(linear.scheme)
     if found is None or not found.joint:
         return None
-    own = getattr(linear.scheme.grid, "whole_scale", None)
-    return Joint(Entry(f"{linear.module}.{found.joint}", "F32", ()), _reach, own or _power)
+    return Joint(Entry(f"{linear.module}.{found.joint}", "F32", ()), _reach, _power)
 
 
 def _reach(tensor: QuantizedTensor) -> float:

@@ -281,7 +281,7 @@ def test_modelopt_nvfp4_caches() -> None:
     config = {"quantization_config": found.quantization}
     assert containers()["modelopt"].kv(config, NOWHERE) == "nvfp4"
     scales = containers()["modelopt"].cache("k", "v", ("k", "v"), "nvfp4")
-    assert [float(one.statistic.stored(2688.0)) for one in scales] == [1, 1]
+    assert [float(one.statistic.stored(448.0)) for one in scales] == [1, 1]
     config["quantization_config"] = {**found.quantization, "kv_cache_scheme": "INT8"}
     with pytest.raises(Refused, match="INT8"):
         containers()["modelopt"].kv(config, NOWHERE)

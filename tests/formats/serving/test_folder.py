@@ -294,7 +294,7 @@ def test_an_nvfp4_cache_is_told(tmp_path: Path, make: Make) -> None:
     reader = open_reader(write(plan_of("modelopt", "nvfp4", kv="nvfp4"), tmp_path / "out", make))
     assert reader.kv == "nvfp4"
     (found,) = reader.cache_rounding.values()
-    assert (found.kind, found.key) == ("nvfp4", pytest.approx(3 / 2688))
+    assert (found.kind, found.key) == ("nvfp4", pytest.approx(3 / 448))
 
 
 QKV = tuple(f"model.layers.0.self_attn.{part}_proj" for part in "qkv")
