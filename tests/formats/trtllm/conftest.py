@@ -115,3 +115,57 @@ def modelopt() -> Callable[[str], Folder]:
         return Folder(**json.loads((DATA / f"{name}.json").read_text("utf-8")))
 
     return find
+
+
+@pytest.fixture(scope="session")
+def random_source(
+    modelopt: Callable[[str], Folder], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """`random_source("llama")`: the model that ModelOpt was given, made again from its seed, and a
+    tokenizer that reads token 7 in "t7"."""
+    known: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in known:
+            files = modelopt(f"{family}-source").files
+            known[family] = tmp_path_factory.mktemp("source") / family
+            _random_model(files["config.json"]).save_pretrained(known[family])
+            for name, content in files.items():
+                (known[family] / name).write_text(json.dumps(content), "utf-8")
+            _write_tokenizer(known[family])
+        return known[family]
+
+    return make
+
+
+def _random_model(config: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    named = ("model_type", "architectures", "dtype", "transformers_version")
+    fields = {key: value for key, value in config.items() if key not in named}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(config["model_type"], **fields), dtype=torch.bfloat16
+        )
+
+
+def _write_tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {f"t{number}": number for number in range(512)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="t0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="session")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Text of the tokens that ModelOpt was given, twice: some rows are held out."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        rows = torch.cat([torch.randint(0, 512, (2, 32)) for _ in range(4)])
+    path = tmp_path_factory.mktemp("text") / "calibration.txt"
+    words = (f"t{number}" for number in torch.cat([rows, rows]).flatten().tolist())
+    path.write_text(" ".join(words), "utf-8")
+    return path
