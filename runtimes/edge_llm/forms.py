@@ -91,9 +91,6 @@ FORMS: Mapping[str, Form] = {
         scaled=frozenset({"attn_o", "ffn_down"}),
     ),
     "NVFP4": Form("ReplicatedLinear", tuple(_NVFP4), _NVFP4, joined=True),
-    "W4A16_NVFP4": Form(
-        "ReplicatedLinear", ("weight", "weight_scale", "weight_scale_2"), _NVFP4, joined=True
-    ),
     "W8A8_SQ_PER_CHANNEL": Form(
         "INT8SQLinear",
         ("weight", "weight_scale", "input_scale", COLUMN_SCALE),
@@ -106,7 +103,8 @@ FORMS: Mapping[str, Form] = {
     ),
 }
 """By `quant_algo`. What has no entry is not read, or is taken for something else: W8A16 becomes
-FP16Linear with no error, and FP8 for each row and W4A8_AWQ are taken for other forms."""
+FP16Linear with no error, FP8 for each row and W4A8_AWQ are taken for other forms, and W4A16_NVFP4
+is taken for NVFP4 with an input scale of 1, unless its export has --no-quantize-activations."""
 
-GROUPS: Mapping[str, int] = {"NVFP4": 16, "W4A16_NVFP4": 16}  # where a folder names no group
+GROUPS: Mapping[str, int] = {"NVFP4": 16}  # where a folder names no group
 CACHES = ("FP8",)  # scales of an NVFP4 cache would be taken for those of FP8

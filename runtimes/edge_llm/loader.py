@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import closing
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class EdgeLlm:
     """The loader `edge-llm`."""
 
     timeout: float = 900.0  # seconds that one call may take
+    running: Worker | None = None  # a process of `worker` to load in, which is left running
     name: str = "edge-llm"
     label: str = f"TensorRT Edge-LLM {RELEASE} loads it (NVIDIA's edge runtime; not TensorRT-LLM)"
     targets: tuple[str, ...] = ("trtllm", "edge-llm")
@@ -74,7 +75,7 @@ class EdgeLlm:
 
     def version(self) -> str:
         """`MissingRuntime` when not usable."""
-        with closing(self._worker()) as worker:
+        with self._asked() as worker:
             found = worker.call("version", timeout=60.0).head["result"]
         return f"tensorrt-edgellm {found}"
 
@@ -86,7 +87,7 @@ class EdgeLlm:
         reason = unread(path)
         if reason:
             raise refuse(f"TensorRT Edge-LLM: {reason}")
-        with closing(self._worker()) as worker:
+        with self._asked() as worker:
             version = worker.call("version", timeout=60.0).head["result"]
             told = worker.call("load", path=str(path.absolute())).head["result"]
         meant = expected(path, source)
@@ -104,11 +105,23 @@ class EdgeLlm:
 
     def nodes(self, path: Path) -> Mapping[str, int]:
         """Kind of node -> how many of them the ONNX graph has to which the folder is exported."""
-        with closing(self._worker()) as worker:
+        with self._asked() as worker:
             told = worker.call("export", path=str(path.absolute())).head["result"]
         return {str(kind): int(count) for kind, count in told.items()}
 
-    def _worker(self) -> Worker:
+    @contextmanager
+    def _asked(self) -> Iterator[Worker]:
+        if self.running is not None:
+            yield self.running
+            return
+        worker = self.worker()
+        try:
+            yield worker
+        finally:
+            worker.close()
+
+    def worker(self) -> Worker:
+        """A process that can load one folder after another, as `running`."""
         reason = self.unavailable()
         if reason is not None:
             raise MissingRuntime(self.name, reason, self.install)
