@@ -10,7 +10,7 @@ import torch
 from qconvert.engine.block import Block
 from qconvert.engine.moments import Moments, Observed
 from qconvert.engine.record import InputRecord
-from qconvert.engine.sample import Sample
+from qconvert.engine.sample import Sample, Tokens
 from qconvert.engine.stream import WAVE_BYTES, Stream
 from qconvert.engine.sums import Sums, add_products, whole
 
@@ -29,8 +29,8 @@ class Sight:
 
     inputs: Mapping[str, Observed]  # by the names of `READS`
     mixed: Pair | None  # of what attention makes of the input of v
-    samples: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """Of the inputs that were asked for: some of the tokens to fit to, [tokens, cols]."""
+    samples: Mapping[str, Tokens] = field(default_factory=dict)
+    """Of the inputs that were asked for: some of the tokens to fit to."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,8 @@ def after(sight: Sight, changes: Mapping[str, Change]) -> Sight:
         for name, seen in sight.inputs.items()
     }
     samples = {
-        name: changes[name].of(x) if name in changes else x for name, x in sight.samples.items()
+        name: one.after(changes[name]) if name in changes else one
+        for name, one in sight.samples.items()
     }
     change = changes.get("attn_in")
     if change is None or sight.mixed is None:
