@@ -297,48 +297,6 @@ def test_an_nvfp4_cache_is_told(tmp_path: Path, make: Make) -> None:
     assert (found.kind, found.key) == ("nvfp4", pytest.approx(3 / 448))
 
 
-QKV = tuple(f"model.layers.0.self_attn.{part}_proj" for part in "qkv")
-
-
-def fused_plan(split_bytes: int) -> tuple[Plan, Linear]:
-    """q, k and v of W4A8, whose shared scale lies beside v; then another linear alone."""
-    held, kind = containers()["modelopt"], scheme_named("w4a8-fp8-g128")
-    names = [f"{one}.weight" for one in QKV]
-    linears = {name: Linear(one, SHAPE, kind) for one, name in zip(QKV, names, strict=True)}
-    entries = {name: held.entries(one, "BF16") for name, one in linears.items()}
-    joints = [held.joint(one) for one in linears.values()]
-    entries[names[-1]] += tuple(one.entry for one in joints if one is not None)
-    tensors = [OutputTensor(name, SHAPE, kind.grid, kind.name, 0, None) for name in names]
-    folder = FolderPlan(entries, linears, held, "BF16", {}, {}, {names[-1]: tuple(names)},
-                        split_bytes=split_bytes)  # fmt: skip
-    plan = Plan("trtllm", kind.name, tuple(tensors), "out", details={"folder": folder})
-    return plan, linears[names[0]]
-
-
-@pytest.mark.parametrize("split_bytes", [10**9, 6000])
-@pytest.mark.parametrize("largest", [0, 1, 2])
-def test_a_scale_is_made_of_all_that_share_it(
-    largest: int, split_bytes: int, tmp_path: Path, make: Make
-) -> None:
-    """Whichever of them has the largest scale, and in whatever files they are."""
-    plan, linear = fused_plan(split_bytes)
-    made = [make(linear.scheme, SHAPE, seed) for seed in range(3)]
-    made[largest].params["d"][3, 1] = -12  # 8 * 12 = 384 * 2^-2, and the others are at most 2
-    with open_folder(plan, tmp_path / "out") as sink:
-        for tensor, codes in zip(plan.tensors, made, strict=True):
-            sink.write(tensor, codes)
-    files = sorted((tmp_path / "out").glob("*.safetensors"))
-    assert len(files) == (1 if split_bytes == 10**9 else 3)
-    found = {}
-    for one in files:
-        with safe_open(one, "np") as file:
-            names = [name for name in file.keys() if name.endswith("_scale_2")]
-            found |= {name: file.get_tensor(name) for name in names}
-    assert {name: float(one) for name, one in found.items()} == {
-        f"{one}.weight_scale_2": 2.0**-2 for one in QKV
-    }
-
-
 def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 

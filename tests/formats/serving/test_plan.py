@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from qconvert.formats.refusal import Refused
 from qconvert.formats.serving.container import FolderPlan
 from qconvert.formats.serving.schemes import FAMILIES, members, scheme_named, schemes
 from qconvert.formats.source import Source
@@ -72,7 +73,9 @@ def test_the_group_divides_the_inputs_of_every_rank(headers: Headers) -> None:
     [
         ("vllm", None, "w4a16-g128"), ("vllm", 4, "w4a16-g128"), ("vllm", 8, "w8a8"),
         ("vllm", 16, "bf16"), ("sglang", 8, "w8a8"), ("lightllm", None, "w4a16-g128-asym"),
-        ("lightllm", 8, "fp8-block"), ("lightllm", 16, "bf16"),
+        ("lightllm", 8, "fp8-block"), ("lightllm", 16, "bf16"), ("trtllm", None, "w4a16-g128"),
+        ("trtllm", 8, "fp8-tensor"), ("trtllm", 16, "bf16"), ("edge-llm", 4, "w4a16-g128"),
+        ("edge-llm", 8, "fp8-tensor"),
     ],
 )  # fmt: skip
 def test_what_bits_mean(headers: Headers, target: str, bits: int | None, type_: str) -> None:
@@ -100,13 +103,24 @@ def test_refinements_lead_to_one_scheme(
     assert plan(headers(), **asked).type == type_
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [*TARGETS, "trtllm", "edge-llm"])
 def test_every_type_listed_can_be_planned(headers: Headers, target: str) -> None:
-    for name, line in target_named(target).types:
+    """A program's own names stand for schemes; all others are those of schemes."""
+    own = getattr(target_named(target), "names", {})
+    listed = target_named(target).types
+    assert len(dict(listed)) == len(listed)
+    for name, line in listed:
         made = plan(headers(), target, type=name)
-        assert made.type == name
+        assert made.type == name or (name in own and made.type in dict(listed))
         assert line
-        assert {one.dtype for one in quantized(made)} <= {name}
+        assert {one.dtype for one in quantized(made)} <= {made.type}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_other_program_takes_integers_of_modelopt(headers: Headers, target: str) -> None:
+    for name in ("w4a16-g128", "w8a16-channel", "w8a8-static"):
+        with pytest.raises(Refused):
+            plan(headers(), target, type=name, container="modelopt")
 
 
 def test_names_of_schemes_are_their_own() -> None:
@@ -288,6 +302,8 @@ def test_the_container_is_one_that_runs(headers: Headers) -> None:
     assert held("vllm", container="gptq") == "gptq"
     assert held("sglang", symmetric=False) == "awq"
     assert held("sglang", scheme="nvfp4") == "modelopt"
+    assert held("vllm", scheme="w8a16", group=0) == "compressed-tensors"
+    assert held("trtllm") == held("edge-llm") == "modelopt"
     assert held("lightllm") == "awq"
     assert held("lightllm", scheme="fp8-block") == "fp8"
 
