@@ -38,6 +38,8 @@ from qconvert.options import (
 from qconvert.progress import bar, bars
 from qconvert.runtime_commands import runtimes_group
 
+NO_RUNTIME = "; or judge the file alone, with --no-runtime"
+
 if TYPE_CHECKING:
     from qconvert.checkpoint import Checkpoint
     from qconvert.formats.target import Target
@@ -143,6 +145,7 @@ def check_command(
     length: int,
     max_kl: float | None,
     no_floor: bool,
+    no_runtime: bool,
     runtime_name: str | None,
     runtime_path: Path | None,
     threads: int | None,
@@ -153,21 +156,30 @@ def check_command(
     \b
       qconvert check small.gguf --against models/smollm2-135m
       qconvert check small.gguf --against models/smollm2-135m --text mine.txt --max-kl 0.1
+      qconvert check for-tensorrt-llm --against models/smollm2-135m --no-runtime
 
     Two distances are told apart: from the source to the file as decoded (what the type costs), and
     from there to the runtime (what the runtime adds). Exit 1 when the check fails.
     """
     from qconvert.checkpoint import open_checkpoint
     from qconvert.runtimes.check import check
+    from qconvert.runtimes.loader import loaders_of
     from qconvert.runtimes.report import check_view
 
     target = target_of(out)
     source = open_checkpoint(model)
-    runtime = chosen_runtime(target, out, runtime_name, runtime_path)
+    runtime = None
+    if not no_runtime:
+        runtime = chosen_runtime(target, out, runtime_name, runtime_path, or_none=NO_RUNTIME)
+    elif runtime_name is not None or runtime_path is not None:
+        raise refuse("--no-runtime and a runtime contradict each other", "leave one of them out")
     with runtime_faults(runtime), bar("windows") as progress, ExitStack() as stack:
-        floor = None if no_floor else stack.enter_context(float_output(source, target, out))
+        floor = None
+        if runtime is not None and not no_floor:
+            floor = stack.enter_context(float_output(source, target, out))
         found = check(
-            out, source, reader=target.reader(out), runtime=runtime, text_file=text,
+            out, source, reader=target.reader(out), runtime=runtime,
+            loaders=loaders_of(target.name), text_file=text,
             windows=windows, length=length, threads=threads, floor=floor, max_kl=max_kl,
             progress=progress,
         )  # fmt: skip
@@ -265,8 +277,12 @@ def target_of(path: Path) -> Target:
     return target
 
 
-def chosen_runtime(target: Target, path: Path, name: str | None, own_build: Path | None) -> Runtime:
-    """A usable runtime for the output `path` of `target`; `Refused` or `MissingRuntime` if none."""
+def chosen_runtime(
+    target: Target, path: Path, name: str | None, own_build: Path | None, or_none: str = ""
+) -> Runtime:
+    """A runtime for the output `path` of `target`: the one called `name`, else the first that is
+    usable, the target's own before others. `Refused` or `MissingRuntime`, which says `or_none` too,
+    where there is none."""
     from qconvert.runtimes.runtime import runtimes
 
     also = getattr(target, "also_read_by", None)
@@ -276,13 +292,14 @@ def chosen_runtime(target: Target, path: Path, name: str | None, own_build: Path
     if not known or (name is not None and name not in known):
         problem = f"no runtime {name or ''} for {target.name}".replace("  ", " ")
         raise refuse(problem, f"known: {', '.join(sorted(known)) or 'none'}")
-    runtime = known[name] if name is not None else next(iter(known.values()))
+    usable = (one for one in known.values() if one.unavailable() is None)
+    runtime = known[name] if name is not None else next(usable, next(iter(known.values())))
     if own_build is not None:
         runtime = with_own_build(runtime, own_build)
     reason = runtime.unavailable()
     if reason is not None:
         own = "name the folder that holds the shared libraries of a build, or leave the option out"
-        raise MissingRuntime(runtime.name, reason, own if own_build else runtime.install)
+        raise MissingRuntime(runtime.name, reason, own if own_build else runtime.install + or_none)
     return runtime
 
 
@@ -297,13 +314,15 @@ def with_own_build(runtime: Any, folder: Path) -> Runtime:
 
 
 @contextmanager
-def runtime_faults(runtime: Runtime) -> Iterator[None]:
+def runtime_faults(runtime: Runtime | None) -> Iterator[None]:
     """A runtime that crashes or hangs is a broken environment, told with its last words."""
     from qconvert.runtimes.process import RuntimeFailed
 
     try:
         yield
     except RuntimeFailed as failed:
+        if runtime is None:
+            raise
         raise MissingRuntime(runtime.name, str(failed), runtime.install) from failed
 
 

@@ -209,6 +209,9 @@ def check_options(command: Command) -> Command:
                      help="Fail (exit 1) when the file is further from the source than this."),
         click.option("--no-floor", is_flag=True,
                      help="Do not measure the runtime's own noise on an unquantized file."),
+        click.option("--no-runtime", is_flag=True,
+                     help="Judge the file alone: decoded, beside its source, and read by the"
+                     " loaders that are installed. For targets whose runtime does not run here."),
         runtime_options,
     )  # fmt: skip
     for option in reversed(options):
