@@ -1,9 +1,10 @@
 """Convert a model folder to 4 bits, check and time the result in its runtime, and print one table.
 
     python examples/demo.py models/smollm2-135m [--to gguf] [--bits 4] [--threads N]
+    python examples/demo.py models/smollm2-135m --to trtllm --no-runtime
 
-Runs the three commands that it prints, as a user would, and reads their --json reports. Exits with
-the code of the first that fails.
+Runs the commands that it prints, as a user would, and reads their --json reports. Exits with the
+code of the first that fails. `--no-runtime`: for a target whose runtime does not run here.
 """
 
 from __future__ import annotations
@@ -80,13 +81,54 @@ def as_users_run_it(checked: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def distances(checked: dict[str, Any]) -> dict[str, str]:
+    """How far the output is from its source: in the runtime, where there was one."""
+    cost, total = checked["quantization"], checked["total"]
+    found = total or cost
+    told = f"{cost['kl_mean']:.4f} from the file alone"
+    return {
+        "KL divergence to the source": f"{total['kl_mean']:.4f} nats in the runtime, {told}"
+        if total
+        else told,
+        "perplexity": f"{found['perplexity_q']:.2f} (source {found['perplexity_p']:.2f})",
+        "top-1 agreement": f"{found['top1']:.1%}",
+    }
+
+
+def speed(timed: dict[str, Any] | None) -> dict[str, str]:
+    if timed is None:
+        return {"runtime": "none was run"}
+    rates, runtime = timed["throughput"], timed["runtime"]
+    return {
+        "runtime": f"{runtime['name']} {runtime['version']}, {runtime['threads']} threads",
+        "prompt": f"{rates['prompt_tokens_per_s']:.0f} tokens/s"
+        f" ({rates['prompt_tokens']} tokens, median of {rates['repetitions']})",
+        "generation": f"{rates['generate_tokens_per_s']:.0f} tokens/s"
+        f" ({rates['generate_tokens']} tokens, median of {rates['repetitions']})",
+    }
+
+
+def spent(
+    made: dict[str, Any], checked: dict[str, Any], timed: dict[str, Any] | None
+) -> dict[str, str]:
+    """Time and memory of each command."""
+    steps = {"convert": made, "check": checked, **({} if timed is None else {"bench": timed})}
+    memory = f"convert {megabytes(made['peak_memory_bytes'])}"
+    return {
+        "time": ", ".join(f"{name} {one['wall_seconds']:.1f} s" for name, one in steps.items()),
+        "peak memory": memory
+        if timed is None
+        else f"{memory}, run {megabytes(timed['peak_bytes'])}",
+        "notes": "\n".join((checked if timed is None else timed)["notes"]) or "none",
+    }
+
+
 def rows(
-    model: Path, made: dict[str, Any], checked: dict[str, Any], timed: dict[str, Any]
+    model: Path, made: dict[str, Any], checked: dict[str, Any], timed: dict[str, Any] | None
 ) -> dict[str, str]:
     """The table's lines, by name."""
-    cost, total, rates = checked["quantization"], checked["total"], timed["throughput"]
     source = sum(file.stat().st_size for file in model.glob("*.safetensors"))
-    text, runtime = checked["text"], timed["runtime"]
+    text = checked["text"]
     return {
         "model": str(model),
         "output": written(made),
@@ -96,32 +138,22 @@ def rows(
         "method": method(made["calibrated"]),
         "calibrated on": calibration(made["calibrated"]),
         "text": f"{text['name']}, {text['windows']} windows of {text['length']} tokens",
-        "KL divergence to the source": f"{total['kl_mean']:.4f} nats in the runtime,"
-        f" {cost['kl_mean']:.4f} from the file alone",
-        "perplexity": f"{total['perplexity_q']:.2f} (source {total['perplexity_p']:.2f})",
-        "top-1 agreement": f"{total['top1']:.1%}",
+        **distances(checked),
         **as_users_run_it(checked),
         "check": checked["verdict"],
-        "runtime": f"{runtime['name']} {runtime['version']}, {runtime['threads']} threads",
-        "prompt": f"{rates['prompt_tokens_per_s']:.0f} tokens/s"
-        f" ({rates['prompt_tokens']} tokens, median of {rates['repetitions']})",
-        "generation": f"{rates['generate_tokens_per_s']:.0f} tokens/s"
-        f" ({rates['generate_tokens']} tokens, median of {rates['repetitions']})",
-        "time": f"convert {made['wall_seconds']:.1f} s, check {checked['wall_seconds']:.1f} s,"
-        f" bench {timed['wall_seconds']:.1f} s",
-        "peak memory": f"convert {megabytes(made['peak_memory_bytes'])},"
-        f" run {megabytes(timed['peak_bytes'])}",
-        "notes": "\n".join(timed["notes"]) or "none",
+        **speed(timed),
+        **spent(made, checked, timed),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("--to", default="gguf", help="gguf, vllm, onnx, mlc")
+    parser.add_argument("--to", default="gguf", help="gguf, vllm, onnx, mlc, trtllm")
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--calib-rows", type=int, default=ROWS, help="rows to calibrate on")
     parser.add_argument("--threads", type=int, help="default: the cores that are there")
+    parser.add_argument("--no-runtime", action="store_true", help="judge the file alone")
     args = parser.parse_args()
     threads = [] if args.threads is None else ["--threads", str(args.threads)]
 
@@ -129,8 +161,9 @@ def main() -> None:
     few = ["--calib-rows", str(args.calib_rows)]
     made = run(str(args.model), "--to", args.to, *bits, *few, *threads, "--force")
     out = written(made)
-    checked = run("check", out, "--against", str(args.model), *threads)
-    timed = run("bench", out, *threads)
+    alone = ["--no-runtime"] if args.no_runtime else []
+    checked = run("check", out, "--against", str(args.model), *alone, *threads)
+    timed = None if args.no_runtime else run("bench", out, *threads)
 
     table = Table(title=f"{args.model.name} in {args.bits} bits", show_header=False)
     for name, value in rows(args.model, made, checked, timed).items():
