@@ -18,7 +18,8 @@ import pytest
 
 from qconvert.cli import run
 from qconvert.formats.refusal import MissingRuntime, Refused
-from qconvert.runtimes import environments, llamacpp, vllm
+from qconvert.runtimes import environments, llamacpp, machine, tensorrt_llm, vllm
+from qconvert.runtimes.edge_llm import loader as edge_llm
 from qconvert.runtimes.environments import VARIABLE, Environment, Recipe, environment
 from qconvert.runtimes.process import BOOTSTRAP
 
@@ -114,18 +115,34 @@ def test_what_this_machine_cannot_hold_is_refused_at_once(copied: Environment) -
     assert copied.state([PLAIN]) == "ready"  # untouched
 
 
+def test_a_gpu_or_an_older_python_may_be_what_is_missing(
+    copied: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "nvidia_gpu", lambda: False)
+    impossible = replace(PLAIN, oldest_python=(3, 90), newest_python=(3, 99), needs_gpu=True)
+    with pytest.raises(Refused) as raised:
+        environments.refuse_impossible(impossible, copied)
+    python, gpu = raised.value.reasons
+    assert "Python 3.90 to 3.99" in python.remedy
+    assert "none is at hand" in gpu.problem
+    monkeypatch.setattr(machine, "nvidia_gpu", lambda: True)
+    environments.refuse_impossible(replace(PLAIN, needs_gpu=True), copied)
+
+
 def test_recipes_are_pinned() -> None:
-    for recipe in (vllm.CPU, vllm.GPU, llamacpp.RECIPE):
+    for recipe in (vllm.CPU, vllm.GPU, llamacpp.RECIPE, tensorrt_llm.RECIPE, edge_llm.RECIPE):
         for words in recipe.commands:
             if words[0] == "install":
                 assert all("==" in word for word in words[1:] if not word.startswith("-"))
-    for recipe in (vllm.CPU, llamacpp.RECIPE):
+    for recipe in (vllm.CPU, llamacpp.RECIPE, edge_llm.RECIPE):
         pins = environments._pins(recipe.pins).splitlines()
         lines = [line for line in pins if not line.startswith("#")]
         assert all(line.count("==") == 1 for line in lines)
         names = {line.split("==")[0].lower().replace("_", "-") for line in lines}
         assert recipe.package in names
     assert f"torch=={vllm.TORCH}" in environments._pins(vllm.CPU.pins).splitlines()
+    pins = environments._pins(edge_llm.RECIPE.pins).replace("_", "-").splitlines()
+    assert {f"{name}=={release}" for name, release in edge_llm.PINNED.items()} <= set(pins)
 
 
 def test_a_change_of_pins_outdates(monkeypatch: pytest.MonkeyPatch) -> None:
