@@ -109,7 +109,12 @@ class FolderReader:
     def _columns(self, name: str) -> NDArray[np.float32] | None:
         linear = self.linears[name]
         part = None if self.container is None else self.container.column_part(linear)
-        return None if part is None else floats(self._views[f"{linear.module}.{part}"])
+        if part is None:
+            return None
+        found = floats(self._views[f"{linear.module}.{part}"])
+        if not np.isfinite(found).all():
+            raise refuse(f"{linear.module}.{part} holds NaN or Inf", "the folder is damaged")
+        return found
 
     @property
     def cache_rounding(self) -> Mapping[int, CacheRounding]:

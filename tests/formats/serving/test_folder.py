@@ -297,6 +297,21 @@ def test_an_nvfp4_cache_is_told(tmp_path: Path, make: Make) -> None:
     assert (found.kind, found.key) == ("nvfp4", pytest.approx(3 / 448))
 
 
+def test_column_scales_that_are_no_numbers_are_refused(tmp_path: Path, make: Make) -> None:
+    path = write(plan_of("modelopt", "w4a16-g128"), tmp_path / "out", make)
+    reader = open_reader(path)
+    (name,) = reader.column_scales
+    file = path / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    with safe_open(file, "pt") as stored:
+        scale = stored.get_tensor(name.replace("weight", "pre_quant_scale"))
+    at = bytes(content).index(scale.view(torch.uint8).numpy().tobytes())
+    content[at : at + 2] = b"\xc0\x7f"
+    file.write_bytes(content)
+    with pytest.raises(Refused, match="pre_quant_scale"):
+        open_reader(path).decode(name)
+
+
 def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
