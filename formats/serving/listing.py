@@ -33,7 +33,7 @@ def _parts(found: Sequence[Scheme]) -> Iterator[str]:
     scheme = found[0]
     family = family_of(scheme)
     if scheme.static and not family.fixed:
-        yield f"as {family.name}, but the activations of a linear share one fixed scale"
+        yield f"{family.summary.partition(':')[0]}, one fixed scale for what a linear reads"
         return
     yield family.summary
     if family.named_group:
