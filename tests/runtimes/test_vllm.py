@@ -124,6 +124,28 @@ def test_a_good_folder_passes(
     json.dumps(asdict(found))
 
 
+def test_a_folder_for_tensorrt_llm_runs_in_vllm(
+    model: Checkpoint, vllm: Vllm, prose: Path, tmp_path: Path
+) -> None:
+    """FP8 with a scale for each row and each token: the one scheme of theirs that a CPU runs.
+
+    The same rounding as of compressed-tensors, so at the same distance from the reference.
+    """
+    target: Any = target_named("trtllm")
+    out = tmp_path / "trtllm"
+    convert(model.folder, "trtllm", type="fp8-channel", out=out, threads=1, asked=QUICK)
+    assert target.also_read_by(out) == ("vllm",)
+    found = check(
+        out, model, reader=target.reader(out), runtime=vllm, text_file=prose, windows=2, length=48,
+        threads=1,
+    )  # fmt: skip
+    assert found.reasons == ()
+    assert found.noise is not None
+    assert found.noise.beyond.kl_mean < 7e-3
+    assert found.noise.adds.kl_mean > 1e-4  # activations are rounded
+    assert any("FP8ScaledMM" in note for note in found.notes)
+
+
 def nibbles_swapped(name: str, words: NDArray[Any]) -> NDArray[Any]:
     bits = words.view(np.uint32)
     return ((bits & 0x0F0F0F0F) << 4 | (bits >> 4) & 0x0F0F0F0F).view(np.int32)
