@@ -21,6 +21,9 @@ from qconvert.engine.ahead import TOKENS
 from qconvert.engine.block import READS
 from qconvert.engine.ends import ROWS, Roles, setting_for
 from qconvert.engine.observe import held_rows
+from qconvert.engine.reach import BYTES, MAX, PASSES
+from qconvert.engine.rounding import is_fixed
+from qconvert.engine.sample import sampled_tokens
 from qconvert.engine.stream import WAVE_BYTES, compute_type
 from qconvert.engine.work import work_bytes
 from qconvert.estimate import Calibrating, Estimate
@@ -58,6 +61,7 @@ class Sizes:
     outside: int  # bytes while tensors outside the blocks are fitted, and while output is written
     ends: bool  # embedding or head are optimised
     ahead: bool  # rows go through the model in float first
+    sampled: tuple[int, ...]  # channels of the inputs that a fixed scale rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,7 @@ def sizes_of(job: Job) -> Sizes:
         estimate.peak_of(job.plan),
         job.recipe.calibrated and bool(roles.optimised),
         job.recipe.calibrated and bool(roles.ahead),
+        _sampled(job, inputs),
     )
 
 
@@ -144,10 +149,15 @@ def peak_of(job: Job, asked: Asked, threads: int, sizes: Sizes | None = None) ->
     widest = max(s.inputs.values())
     passing = threads * 4 * length * (4 * sum(s.inputs.values()) + 3 * length)
     solving = max(_FACTOR * 8 * widest * widest, _ERROR * s.largest)
+    samples = _samples(s, asked)
     stages = {
         "embedding": (2 * states + 4 * min(s.vocabulary, rows * length) * s.hidden, 0),
-        "observing": (2 * states, block + moments + _captured(s, rows, length) + passing),
-        "solving": (states, 2 * block + moments + solving),
+        "observing": (
+            2 * states,
+            block + moments + _captured(s, rows, length) + passing + 2 * 4 * sum(samples),
+        ),
+        "searching": (states, 2 * block + moments + 4 * sum(samples) + BYTES * max(samples)),
+        "solving": (states, 2 * block + moments + 4 * sum(samples) + solving),
         "passing on": (2 * states, 2 * block + passing),
         "ends": (states, s.ends * _of_ends(s)),
     }
@@ -185,6 +195,23 @@ def _captured(s: Sizes, rows: int, length: int) -> int:
     return wave * ((3 if fitted > step else 2) * cols + 2 * max(s.inputs.values()))
 
 
+def _sampled(job: Job, inputs: Mapping[str, int]) -> tuple[int, ...]:
+    names = {
+        READS[one.source.role]
+        for one in job.plan.tensors
+        if one.source and one.input_rounding and is_fixed(one.input_rounding)
+    }
+    return tuple(cols for name, cols in inputs.items() if name in names)
+
+
+def _samples(s: Sizes, asked: Asked) -> tuple[int, ...]:
+    """Numbers in the sample of each input that has one, and 0 for none."""
+    if asked.activation_scales == MAX:
+        return (0,)
+    tokens = asked.calib_rows * asked.calib_length
+    return (0, *(min(tokens, sampled_tokens(cols)) * cols for cols in s.sampled))
+
+
 def _seconds(
     job: Job, asked: Asked, threads: int, s: Sizes, device: torch.device, compute: torch.dtype
 ) -> float:
@@ -200,6 +227,7 @@ def _seconds(
     solving = seconds_to_solve(inside, job.recipe, setting, device)
     solving += seconds_to_solve(ends, job.recipe, setting_for(setting), device)
     searching = seconds_to_search(inside, job.recipe, setting, rates)
+    passes += 8 * PASSES * s.blocks * sum(_samples(s, asked)) * threads / rates.moved  # in one
     outside = [one for one in job.plan.tensors if one not in inside and one not in ends]
     rest = estimate.seconds_of(job.plan, outside, threads)
     return passes + solving + searching + rest + _sampling(job, asked)

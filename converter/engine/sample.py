@@ -35,7 +35,7 @@ class Sample:
 
     def __init__(self, tokens: int, cols: int) -> None:
         """`tokens`: how many there will be."""
-        most = max(TOKENS, VALUES // cols)
+        most = sampled_tokens(cols)
         self._count, self._loud = tokens, most // LOUD
         self._spread = spread(tokens, most - self._loud)
         self._passed = 0
@@ -67,6 +67,11 @@ class Sample:
         count = torch.full((loud + len(even),), each, dtype=torch.float64, device=even.device)
         count[:loud] = 1
         return Tokens(torch.cat([self._loudest, even]), count)
+
+
+def sampled_tokens(cols: int) -> int:
+    """How many are kept of an input of `cols` channels, at most."""
+    return max(TOKENS, VALUES // cols)
 
 
 def _largest_first(values: torch.Tensor) -> torch.Tensor:

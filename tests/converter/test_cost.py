@@ -77,6 +77,23 @@ def test_memory_follows_what_is_asked_for(job: Job) -> None:
     assert grown == 2 * 4 * 16384 * 32 * 64  # hidden states, in and out, are all that grows then
 
 
+def test_samples_of_tokens_are_foretold(tiny_model: Tiny, tmp_path: Path) -> None:
+    """Where a rule looks at them, and not where none does."""
+    model = tiny_model("llama", dtype="bfloat16", **SMALL)
+    asked = replace(FEW, method="rtn")
+    for kind, fixed in (("w8a8-static", True), ("w8a8", False)):
+        made = prepare(
+            model, "vllm", type=kind, out=tmp_path / kind, asked=replace(FEW, method="gptq")
+        )
+        found = [
+            cost.peak_of(made, replace(asked, activation_scales=rule), 1).host
+            for rule in ("max", "mse")
+        ]
+        assert (found[1] > found[0]) == fixed
+        assert found[1] - found[0] < 100_000_000
+        assert len(cost.sizes_of(made).sampled) == 4 * fixed
+
+
 def test_a_deeper_model_takes_more_disk_and_no_more_memory(
     tiny_model: Tiny, tmp_path: Path
 ) -> None:
