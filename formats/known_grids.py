@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Iterator, Mapping
+from functools import cache
 
 from qconvert.formats.grid import Grid
 from qconvert.formats.refusal import refuse
@@ -14,7 +15,7 @@ from qconvert.formats.refusal import refuse
 
 def grid_named(name: str) -> Grid:
     """The grid called `name`; `Refused` with the known names otherwise."""
-    known = list(_tables())
+    known = _tables()
     for grids in known:
         found = grids.get(name)
         if found is not None:
@@ -23,7 +24,13 @@ def grid_named(name: str) -> Grid:
     raise refuse(f"unknown grid {name!r}", f"known grids: {', '.join(names)}")
 
 
-def _tables() -> Iterator[Mapping[str, Grid]]:
+@cache
+def _tables() -> tuple[Mapping[str, Grid], ...]:
+    """Looked for once: a plan asks for the grid of each linear many times."""
+    return tuple(_found())
+
+
+def _found() -> Iterator[Mapping[str, Grid]]:
     package = importlib.import_module("qconvert.formats")
     for info in pkgutil.iter_modules(package.__path__, "qconvert.formats."):
         name = f"{info.name}.grids" if info.ispkg else info.name
