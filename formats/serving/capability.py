@@ -79,31 +79,32 @@ SGLANG: tuple[Kernel, ...] = (
 TRTLLM: tuple[Kernel, ...] = (
     # nothing was run. Read in NVIDIA/TensorRT-LLM: tensorrt_llm/_torch/modules/linear.py @ 00bbf71
     # (methods; only those of FP8 with one scale and of FP4 read scales of a cache), checkpoints/hf/
-    # weight_mapper.py @ 088aa36 (which scales are repeated), fpA_intB_gemm (multiples), and the
+    # weight_mapper.py @ 088aa36 (which scales are repeated), models/modeling_phi3.py of 2026 (which
+    # are taken apart; older ones take none), fpA_intB_gemm (multiples), and the
     # hardware of docs/source/features/quantization.md @ 09d4c79; newer sources prepare integers for
     # Blackwell, too, which that table does not have: the careful answer
     Kernel("the mixed product", since("ampere", "ada"), "int", 4, groups=(128, 64), cols=64,
-           rows=16, each=2, caches=(), repeats=False),
+           rows=16, each=2, caches=(), repeats=False, apart=False),
     Kernel("the mixed product", since("hopper", "hopper"), "int", 4, groups=(128, 64), cols=32,
-           rows=16, each=2, caches=(), repeats=False),
+           rows=16, each=2, caches=(), repeats=False, apart=False),
     Kernel("the mixed product", since("ada", "hopper"), "int", 4, ("fp8",), static=(True,),
-           groups=(128,), cols=128, rows=16, each=2, caches=(), repeats=False),
+           groups=(128,), cols=128, rows=16, each=2, caches=(), repeats=False, apart=False),
     Kernel("the weight-only product", since("ampere", "ada"), "int", 4, groups=NO_GROUPS,
-           cols=64, rows=16, each=2, caches=(), repeats=False),
+           cols=64, rows=16, each=2, caches=(), repeats=False, apart=False),
     Kernel("the weight-only product", since("hopper", "hopper"), "int", 4, groups=NO_GROUPS,
-           cols=32, rows=16, each=2, caches=(), repeats=False),
+           cols=32, rows=16, each=2, caches=(), repeats=False, apart=False),
     Kernel("the weight-only product", since("ampere", "ada"), "int", 8, groups=NO_GROUPS,
-           cols=64, rows=8, caches=(), repeats=False),
+           cols=64, rows=8, caches=(), repeats=False, apart=False),
     Kernel("the weight-only product", since("hopper", "hopper"), "int", 8, groups=NO_GROUPS,
-           cols=16, rows=8, caches=(), repeats=False),
+           cols=16, rows=8, caches=(), repeats=False, apart=False),
     Kernel("the FP8 product", since("ada"), "fp8", 8, ("fp8",), static=(True,), groups=NO_GROUPS,
            caches=("fp8", "nvfp4")),
     Kernel("the FP8 row product", since("hopper", "hopper"), "fp8", 8, ("fp8",), groups=NO_GROUPS,
-           caches=(), repeats=False),
+           caches=(), repeats=False, apart=False),
     Kernel("the FP8 block product", since("hopper", "hopper"), "fp8", 8, ("fp8",), groups=(128,),
-           cols=128, each=128, floats=("BF16",), caches=(), repeats=False),
+           cols=128, each=128, floats=("BF16",), caches=(), repeats=False, apart=False),
     Kernel("the FP8 block product", since("blackwell"), "fp8", 8, ("fp8",), groups=(128,),
-           cols=128, each=128, floats=("BF16",), caches=(), repeats=False,
+           cols=128, each=128, floats=("BF16",), caches=(), repeats=False, apart=False,
            note="scales are rounded to powers of two at load"),
     Kernel("the FP4 product", since("blackwell"), "nvfp4", 4, ("fp4",), caches=("fp8", "nvfp4")),
     Kernel("the FP4 weight product", since("hopper"), "nvfp4", 4, caches=()),

@@ -83,6 +83,11 @@ class Shard:
         return sum(self.parts)
 
     @property
+    def stored_joined(self) -> bool:
+        """Whether the checkpoint itself holds several in one: Phi-3."""
+        return any(one.role in ("attn_qkv", "ffn_gate_up") for one in self.of.members)
+
+    @property
     def cached(self) -> bool:
         """Whether keys and values come from it."""
         return any(one.role in KEYS_AND_VALUES for one in self.of.members)

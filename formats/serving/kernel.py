@@ -63,6 +63,7 @@ class Kernel:
     floats: tuple[Dtype, ...] | None = None  # in which it computes; None: in any
     caches: tuple[str, ...] | None = None  # KV caches whose scales it reads; None: in all
     repeats: bool = True  # whether scales come along where ranks hold the same keys and values
+    apart: bool = True  # whether scales come along where what is stored joined is taken apart
     note: str = ""  # what a user should know of the result
 
     def suits(self, scheme: Scheme, container: str) -> bool:
@@ -105,14 +106,22 @@ class Kernel:
             names = " or ".join(self.floats)
             yield Reason(f"{self.name} computes in {names}, and the model's floats are"
                          f" {setting.floats}")  # fmt: skip
-        if (
-            shard.cached
-            and None not in (self.caches, setting.kv)
-            and (setting.kv not in (self.caches or ()))
-        ):
+        if shard.stored_joined and not self.apart:
             yield Reason(
-                f"{self.name} reads no scales of a KV cache in {setting.kv}", "leave out --kv"
+                f"{shard.of.name} is stored as one, is taken apart when it is loaded, and "
+                f"{self.name} then lacks its scales"
             )
+        if setting.kv is not None and shard.cached and not self._reads(setting.kv, shard):
+            yield Reason(
+                f"{self.name} reads no scales of a KV cache in {setting.kv}"
+                f"{' of linears that are stored as one' if shard.stored_joined else ''}",
+                "leave out --kv",
+            )
+
+    def _reads(self, kv: str, shard: Shard) -> bool:
+        """Scales of keys and values that belong to one linear are found by none that names its
+        caches: they are looked for beside k and v."""
+        return self.caches is None or (kv in self.caches and not shard.stored_joined)
 
     def _judged(self, shard: Shard) -> tuple[int, ...]:
         """The parts of which the rows count."""

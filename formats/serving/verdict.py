@@ -68,7 +68,7 @@ def _distinct(wanted: Iterable[tuple[Scheme, Shard]]) -> list[tuple[Scheme, Shar
     """One of each shape: blocks are alike."""
     found: dict[object, tuple[Scheme, Shard]] = {}
     for scheme, shard in wanted:
-        of = shard.of.biased, shard.cached
+        of = shard.of.biased, shard.cached, shard.stored_joined
         key = scheme.name, shard.cols, shard.parts, shard.cut, shard.heads, of
         found.setdefault(key, (scheme, shard))
     return list(found.values())
