@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from qconvert.formats.refusal import Reason, Refused
@@ -118,15 +119,19 @@ def _unheld(of: Field, used: Sequence[Scheme]) -> list[Reason]:
 
 def _unrun(of: Field, verdict: Verdict) -> list[Reason]:
     """Why what the container holds does not run where it must, and what does."""
+    better = _better(of)
+    start = f"{of.program} runs this nowhere"
     if of.hardware is not None:
         bad = verdict.schemes.get(of.hardware)
         start, found = f"{of.program} on {of.hardware}", verdict.why_not(of.hardware)
     elif verdict.shapes:
-        bad = None
-        start, found = f"{of.program} runs this nowhere", min(verdict.shapes.values(), key=len)
+        bad, found = None, min(verdict.shapes.values(), key=len)
     else:
         bad = next(iter(verdict.schemes.values()))
-        start, found = f"{of.program} runs this nowhere", (Reason(f"no kernel takes {bad}"),)
+        found = (Reason(f"no kernel takes {bad}"),)
+    if better:
+        start = f"{start} in the {of.asked} container"
+        return [Reason(f"{start}: {one.problem}", f"--container {better}") for one in found]
     used = dict.fromkeys(one for one, _ in of.pairs if bad in (None, one.name))
     nearest = next(filter(None, (_nearest(of, one) for one in used)), "")
     near = _either(nearest, of.elsewhere.get(next(iter(used)).name, ""))
@@ -134,6 +139,14 @@ def _unrun(of: Field, verdict: Verdict) -> list[Reason]:
         elsewhere = f"leave out --hardware: it runs on {places_of(verdict.where)}"
         near = elsewhere if not near or "--hardware" in near else f"{near}; or {elsewhere}"
     return [Reason(f"{start}: {one.problem}", _either(near, one.remedy)) for one in found]
+
+
+def _better(of: Field) -> str:
+    """The container in which all runs, in place of the one that was asked for; empty without."""
+    if of.asked is not None:
+        with suppress(Refused):
+            return place(replace(of, asked=None)).container.name
+    return ""
 
 
 def _either(first: str, second: str) -> str:
