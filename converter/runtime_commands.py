@@ -15,6 +15,7 @@ from qconvert.options import json_option
 
 if TYPE_CHECKING:
     from qconvert.runtimes.environments import Recipe
+    from qconvert.runtimes.installable import Installable
     from qconvert.runtimes.runtime import Runtime
 
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_context
 def runtimes_group(context: click.Context, report: str | None) -> None:
-    """List the runtimes with their versions, or the one-line reason why one is not usable here.
+    """List the runtimes with their versions, or the one-line reason why one is not usable here;
+    and programs that load outputs, for `qconvert check`, and compute nothing.
 
     \b
       qconvert runtimes
@@ -36,8 +38,11 @@ def runtimes_group(context: click.Context, report: str | None) -> None:
     if context.invoked_subcommand is not None:
         return
     from qconvert.deliver import deliver
+    from qconvert.runtimes.installable import installable
 
-    found = [facts(one) for one in known().values()]
+    computing: dict[str, Runtime | Installable] = {**known()}
+    every = computing | {name: one for name, one in installable().items() if name not in computing}
+    found = [facts(one) for one in every.values()]
     deliver({"runtimes": found}, report, table(found))
 
 
@@ -86,16 +91,18 @@ def known() -> dict[str, Runtime]:
 
 
 def recipes_of(name: str) -> tuple[Recipe, ...]:
-    """How the environment of the runtime `name` is made, the way for this machine first."""
-    having = {one.name: one for one in known().values() if getattr(one, "recipes", ())}
+    """How the environment of `name` is made, the way for this machine first."""
+    from qconvert.runtimes.installable import installable
+
+    having = installable()
     if name not in having:
-        raise refuse(f"no runtime {name!r} to install", f"known: {', '.join(having)}")
-    found: tuple[Recipe, ...] = having[name].recipes  # type: ignore[attr-defined]
-    return found
+        raise refuse(f"no runtime {name!r} to install", f"known: {', '.join(sorted(having))}")
+    return having[name].recipes
 
 
-def facts(runtime: Runtime) -> dict[str, Any]:
-    """What is to be known of one: usable, in which version, where, or why not."""
+def facts(runtime: Runtime | Installable) -> dict[str, Any]:
+    """What is to be known of one: usable, in which version, where, or why not. One with several
+    targets only loads their outputs."""
     from qconvert.runtimes.environments import environment
 
     recipes = getattr(runtime, "recipes", ())
@@ -110,7 +117,8 @@ def facts(runtime: Runtime) -> dict[str, Any]:
             reason = missing.reason.partition("\n")[0]
     return {
         "name": runtime.name,
-        "target": runtime.target,
+        "target": getattr(runtime, "target", "") or ", ".join(getattr(runtime, "targets", ())),
+        "computes": hasattr(runtime, "target"),
         "usable": reason is None,
         "version": version or None,
         "environment": str(place.folder) if own else None,

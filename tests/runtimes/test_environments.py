@@ -201,6 +201,8 @@ def test_the_commands_install_list_and_remove(
     assert run(["runtimes", "--json", "-"]) == 0
     listed = json.loads(capsys.readouterr().out.partition("\n")[2])["runtimes"]
     (one,) = [one for one in listed if one["name"] == "vllm"]
+    assert [one["computes"] for one in listed if one["name"] == "edge-llm"] == [False]
+    assert one["computes"]
     assert one["reason"] == "not installed"
     assert one["install"] == "qconvert runtimes install vllm"
 
@@ -215,7 +217,8 @@ def test_a_failing_installation_is_a_broken_environment(
     assert run(["runtimes", "install", "vllm"]) == 3
     assert "exit code 1" in capsys.readouterr().err
     assert run(["runtimes", "install", "wllm"]) == 2
-    assert "known: llamacpp, " in capsys.readouterr().err
+    known = capsys.readouterr().err.partition("known: ")[2]
+    assert {"edge-llm", "llamacpp", "tensorrt-llm", "vllm"} <= set(known.strip().split(", "))
 
 
 def test_a_worker_needs_nothing_of_ours_installed(built: Environment) -> None:
