@@ -80,9 +80,10 @@ TRTLLM: tuple[Kernel, ...] = (
     # nothing was run. Read in NVIDIA/TensorRT-LLM: tensorrt_llm/_torch/modules/linear.py @ 00bbf71
     # (methods; only those of FP8 with one scale and of FP4 read scales of a cache), checkpoints/hf/
     # weight_mapper.py @ 088aa36 (which scales are repeated), models/modeling_phi3.py of 2026 (which
-    # are taken apart; older ones take none), fpA_intB_gemm (multiples), and the
-    # hardware of docs/source/features/quantization.md @ 09d4c79; newer sources prepare integers for
-    # Blackwell, too, which that table does not have: the careful answer
+    # are taken apart; older ones take none), fpA_intB_gemm and thop/cublasScaledMM.cpp (multiples;
+    # those of FP8 rows are taken to be the same), and the hardware of
+    # docs/source/features/quantization.md @ 09d4c79; newer sources prepare integers for Blackwell,
+    # too, which that table does not have: the careful answer
     Kernel("the mixed product", since("ampere", "ada"), "int", 4, groups=(128, 64), cols=64,
            rows=16, each=2, caches=(), repeats=False, apart=False),
     Kernel("the mixed product", since("hopper", "hopper"), "int", 4, groups=(128, 64), cols=32,
@@ -98,9 +99,9 @@ TRTLLM: tuple[Kernel, ...] = (
     Kernel("the weight-only product", since("hopper", "hopper"), "int", 8, groups=NO_GROUPS,
            cols=16, rows=8, caches=(), repeats=False, apart=False),
     Kernel("the FP8 product", since("ada"), "fp8", 8, ("fp8",), static=(True,), groups=NO_GROUPS,
-           caches=("fp8", "nvfp4")),
+           cols=16, rows=16, caches=("fp8", "nvfp4")),
     Kernel("the FP8 row product", since("hopper", "hopper"), "fp8", 8, ("fp8",), groups=NO_GROUPS,
-           caches=(), repeats=False, apart=False),
+           cols=16, rows=16, caches=(), repeats=False, apart=False),
     Kernel("the FP8 block product", since("hopper", "hopper"), "fp8", 8, ("fp8",), groups=(128,),
            cols=128, each=128, floats=("BF16",), caches=(), repeats=False, apart=False),
     Kernel("the FP8 block product", since("blackwell"), "fp8", 8, ("fp8",), groups=(128,),

@@ -13,7 +13,7 @@ from qconvert.formats.serving.kernel import HARDWARE, USUAL, Kernel, Setting
 from qconvert.formats.serving.scheme import Scheme
 from qconvert.formats.serving.schemes import schemes
 from qconvert.formats.serving.verdict import Verdict, judge, nearness, places_of
-from qconvert.formats.serving.wanted import Names, options_of
+from qconvert.formats.serving.wanted import KEPT, Names, options_of
 
 Pairs = Sequence[tuple[Scheme, Shard]]
 
@@ -138,7 +138,8 @@ def _unrun(of: Field, verdict: Verdict) -> list[Reason]:
     if of.hardware is not None and verdict.where:
         elsewhere = f"leave out --hardware: it runs on {places_of(verdict.where)}"
         near = elsewhere if not near or "--hardware" in near else f"{near}; or {elsewhere}"
-    return [Reason(f"{start}: {one.problem}", _either(near, one.remedy)) for one in found]
+    kept = f"leave it in float: --layer PATTERN={KEPT}"
+    return [Reason(f"{start}: {one.problem}", _either(near, one.remedy) or kept) for one in found]
 
 
 def _better(of: Field) -> str:

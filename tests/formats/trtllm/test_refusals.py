@@ -52,14 +52,18 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str, str, dict[str, Any]]
     ("trtllm", {"hidden_size": 192, "num_attention_heads": 3, "num_key_value_heads": 3},
      {"scheme": "w4a8-awq"}, "groups of 128 do not divide the 192 inputs", "--scheme nvfp4",
      {"scheme": "nvfp4"}),
-    ("trtllm", {"intermediate_size": 520}, {"scheme": "w8a16"},
-     "wants inputs in multiples of 64; model.layers.0.mlp.down_proj has 520", "--scheme fp8",
+    ("trtllm", {"intermediate_size": 528}, {"scheme": "w8a16", "hardware": "ada"},
+     "wants inputs in multiples of 64; model.layers.0.mlp.down_proj has 528", "--scheme fp8",
      {"scheme": "fp8"}),
+    ("trtllm", {"intermediate_size": 520}, {"scheme": "w8a16"},
+     "wants inputs in multiples of 64; model.layers.0.mlp.down_proj has 520", "leave it in float:"
+     " --layer PATTERN=float", {"layers": (("down_proj", "float"),)}),
     ("trtllm", {"intermediate_size": 320}, {"scheme": "w4a16-awq", "tp": 2},
      "groups of 64 do not divide the 160 inputs of model.layers.0.mlp.down_proj of each of its"
      " shards (K = 320)", "--scheme w4a16", {"scheme": "w4a16"}),
-    ("trtllm", {"intermediate_size": 516, "hidden_size": 256}, {"scheme": "w4a16"},
-     "wants inputs in multiples of", "--scheme fp8", {"scheme": "fp8"}),
+    ("trtllm", {"intermediate_size": 516}, {"scheme": "fp8"},
+     "the FP8 product wants outputs in multiples of 16; model.layers.0.mlp.gate_proj and up_proj"
+     " has 1032", "leave it in float", {"layers": (("mlp.*", "float"),)}),
     ("trtllm", {"num_key_value_heads": 1}, {"scheme": "fp8-block"},
      "wants outputs of each linear in multiples of 128; model.layers.0.self_attn.q_proj, k_proj"
      " and v_proj has 64", "--scheme fp8-channel", {"scheme": "fp8-channel"}),
