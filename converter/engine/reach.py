@@ -36,23 +36,30 @@ def percentile(seen: Tokens, ways: Sequence[InputRounding], largest: float) -> f
 
 
 def least_error(seen: Tokens, ways: Sequence[InputRounding], largest: float) -> float:
-    """The reach with the least squared error, of all ways to round the input together."""
+    """The reach with the least error, of all ways to round the input together: squared, beside the
+    square of the token itself, and the mean of that over tokens."""
     best, found = math.inf, largest
-    sizes = seen.x.abs()
+    sizes, weight = seen.x.abs(), shares(seen)
     for step in range(-WIDEST, DEEPEST + 1):
         reach = largest * 2 ** (-step / FINER)
-        beyond = _total((sizes - BEYOND * reach).clamp_min_(0), seen)
+        beyond = _total((sizes - BEYOND * reach).clamp_min_(0), weight)
         if beyond * len(ways) >= best:  # what is cut off only grows from here
             break
-        error = sum(_total(Rounded(how, reach)(seen.x) - seen.x, seen) for how in ways)
+        error = sum(_total(Rounded(how, reach)(seen.x) - seen.x, weight) for how in ways)
         if error < best:
             best, found = error, reach
     return found
 
 
-def _total(off: torch.Tensor, seen: Tokens) -> float:
-    """The sum of the squares of `off` [n, cols] over all tokens that those seen stand for."""
-    return float((off.square_().sum(1, dtype=torch.float64) * seen.count).sum())
+def shares(seen: Tokens) -> torch.Tensor:
+    """What a squared error of each token counts, [n] float64."""
+    power = seen.x.square().sum(1, dtype=torch.float64)
+    return torch.where(power > 0, seen.count / power, 0.0)
+
+
+def _total(off: torch.Tensor, weight: torch.Tensor) -> float:
+    """The sum of the squares of `off` [n, cols], those of each token times its weight."""
+    return float((off.square_().sum(1, dtype=torch.float64) * weight).sum())
 
 
 BYTES, PASSES = 48, 500

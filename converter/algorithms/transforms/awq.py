@@ -8,6 +8,7 @@ passes a batch through the layer), of all linears that read the input together, 
 they will have. A second family of candidates divides by the magnitude of the weights, as the
 authors' code did at first: s = mean|x|^alpha / mean|w|^(1 - alpha), where |w| is relative to the
 largest of its group. A pair is left alone where the best scale does not help on held-out rows.
+Where the output holds a scale of each column, every column of o and down is free (`folding`).
 """
 
 from __future__ import annotations
