@@ -55,6 +55,20 @@ class Fused:
         first, *others = (one.module for one in self.members)
         return ", ".join([first, *(other.rpartition(".")[2] for other in others)])
 
+    @property
+    def looked_up(self) -> str:
+        """The name by which mixed precision tells of it."""
+        start, _, last = self.members[0].module.rpartition(".")
+        return f"{start}.{'q_proj' if self.kind == 'qkv' else last}"
+
+    @property
+    def stored_joined(self) -> bool:
+        return any(len(one.parts) > 1 for one in self.members)
+
+    def repeats(self, tp: int) -> bool:
+        """Whether some of `tp` ranks hold the same heads of keys and values."""
+        return any(part.repeats and part.count < tp for one in self.members for part in one.parts)
+
     def shard(self, tp: int) -> tuple[int, tuple[int, ...]] | None:
         """Columns, and rows of each part, that one of `tp` ranks holds; None where it does not come
         apart."""

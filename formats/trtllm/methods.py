@@ -1,9 +1,10 @@
 """What each linear method of TensorRT-LLM's loader takes, as data; our restatement of its code.
 
-Source: NVIDIA/TensorRT-LLM, `_torch/modules/linear.py` @ 00bbf71, `get_quant_method` and the
-classes that it names; multiples of the kernels, those of the least demanding GPU:
-`cpp/tensorrt_llm/kernels/cutlass_kernels/fpA_intB_gemm`. `copy_weight` casts without a word, so a
-float of another width is taken, and so is a weight of another type, wrongly.
+Source: NVIDIA/TensorRT-LLM: `_torch/modules/linear.py` @ 00bbf71, `get_quant_method` and the
+classes that it names; `_torch/models/checkpoints/hf/weight_mapper.py` @ 088aa36 (what is repeated)
+and `_torch/models/modeling_phi3.py` of 2026 (what is taken apart). Multiples are those of the least
+demanding GPU: `cpp/tensorrt_llm/kernels/cutlass_kernels/fpA_intB_gemm`. `copy_weight` casts without
+a word, so a float of another width is taken, and so is a weight of another type, wrongly.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ class Method:
     columns_like_model: bool = False  # its type must be the model's: asserted
     inverse: bool = False  # `weight_scale_inv` is taken before `weight_scale`
     cache: bool = False  # reads k_scale and v_scale
+    follows: bool = False
+    """Whether its scales come along where heads of keys and values are repeated for ranks, and
+    where what is stored joined is taken apart."""
     floats: tuple[str, ...] = FLOATS  # types of a model that it computes with
     cols: int = 1  # per rank, inputs are a multiple of it
     rows: int = 1  # all outputs
@@ -101,15 +105,15 @@ FP4_COLUMNS: Mapping[Kind, Columns] = {"qkv": "ignored", "gate_up": "taken", "va
 
 METHODS: Mapping[str, Method] = {
     "FP8": Method({"weight": FP8_WEIGHT, "weight_scale": UNSAID}, together=("input_scale",),
-                  cache=True),
+                  cache=True, follows=True),
     "FP8_PER_CHANNEL_PER_TOKEN": Method(
         {"weight": FP8_WEIGHT, "weight_scale": Stored(FLOATS, by_row, silent=True)}, inverse=True),
     "FP8_BLOCK_SCALES": Method(
         {"weight": FP8_WEIGHT, "weight_scale": Stored(FLOATS, by_block, silent=True)},
         inverse=True, floats=("BF16",), cols=128, each=128),
     "NVFP4": Method({**FP4, "input_scale": UNSAID}, group=16, columns=FP4_COLUMNS,
-                    equal=("input_scale", "weight_scale_2"), cache=True, cols=16),
-    "W4A16_NVFP4": Method(FP4, group=16, equal=("weight_scale_2",), cols=16),
+                    equal=("input_scale", "weight_scale_2"), cache=True, follows=True, cols=16),
+    "W4A16_NVFP4": Method(FP4, group=16, equal=("weight_scale_2",), follows=True, cols=16),
     "W4A16_AWQ": Method({"weight": INT4_WEIGHT, "weight_scale": GROUP_SCALES}, (64, 128),
                         columns=AWQ, cols=32, rows=16, each=2),
     "W4A8_AWQ": Method(

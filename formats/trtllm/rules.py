@@ -116,6 +116,7 @@ def _of_linear(folder: _Folder, fused: Fused) -> Iterator[Broken]:
         for one in fused.members:
             yield from _of_member(folder, fused, one, method, size, members[one.module])
         yield from _joined(fused, method, members)
+        yield from _followed(fused, method, folder.tp)
         if shard is not None:
             yield from _multiples(folder, fused, method, size, *shard)
 
@@ -195,6 +196,15 @@ def _joined(fused: Fused, method: Method, members: Mapping[str, Parts]) -> Itera
         yield from _together(COLUMNS, fused, members)
 
 
+def _followed(fused: Fused, method: Method, tp: int) -> Iterator[Broken]:
+    if not method.follows and fused.stored_joined:
+        yield Broken("joined", fused.name, "stored as one, it is taken apart when it is loaded,"
+                     " without its scales")  # fmt: skip
+    if not method.follows and fused.repeats(tp):
+        yield Broken("parallel", fused.name, f"{tp} ranks repeat heads of keys and values, and not"
+                     " their scales")  # fmt: skip
+
+
 def _bytes(entry: Entry) -> bytes:
     with entry.path.open("rb") as file:
         file.seek(entry.offset)
@@ -234,8 +244,9 @@ def _of_cache(
 
 def _of_names(folder: _Folder, linears: Sequence[Fused]) -> Iterator[Broken]:
     known = {one.module for fused in linears for one in fused.members}
+    looked_up = {fused.looked_up for fused in linears}
     for name in folder.told.layers:
-        if name not in known:
+        if name not in known | looked_up:
             yield Broken("mixed", folder.told.file, f"quantized_layers names {name}, which is no"
                          " linear of the model", silent=True)  # fmt: skip
     for name, entry in folder.stored.items():

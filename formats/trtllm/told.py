@@ -40,13 +40,13 @@ class Quantization:
 
     def of(self, fused: Fused) -> tuple[str | None, Any]:
         """Algorithm and size of groups. Joined linears stay float where one of them does; in mixed
-        precision they take the entry of q_proj or of gate_proj, others that of their exact name."""
+        precision they take the entry of q_proj, also where they are stored joined, or of the first of
+        gate, up; others that of their exact name."""
         if any(self.excludes(one.module) for one in fused.members):
             return None, None
         if self.algorithm != MIXED:
             return self.algorithm, self.group
-        first = fused.members[0].module
-        entry = None if first.endswith(".qkv_proj") else self.layers.get(first)
+        entry = self.layers.get(fused.looked_up)
         return (None, None) if entry is None else (entry.get("quant_algo"), entry.get("group_size"))
 
 

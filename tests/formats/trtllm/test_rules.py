@@ -23,8 +23,11 @@ def test_what_we_write_breaks_none(scheme: str, written: Write) -> None:
     assert broken_rules(written(scheme)) == []
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral"])
-@pytest.mark.parametrize("scheme", ["w4a16-awq", "w4a8-awq", "fp8", "nvfp4"])
+@pytest.mark.parametrize(("family", "scheme"), [
+    *((family, scheme) for family in ("qwen2", "qwen3", "gemma3_text")
+      for scheme in ("w4a8-awq", "fp8", "nvfp4")),
+    ("phi3", "fp8"), ("phi3", "nvfp4"),
+])  # fmt: skip
 def test_nor_of_other_families(scheme: str, family: str, written: Write) -> None:
     assert broken_rules(written(scheme, family=family)) == []
 
@@ -49,7 +52,8 @@ def test_nor_a_mix_or_shards(written: Write) -> None:
 
 @pytest.mark.parametrize(("scheme", "tp", "rules"), [
     ("fp8", 2, set()), ("fp8", 4, set()), ("fp8", 8, {"parallel"}), ("nvfp4", 4, set()),
-    ("fp8", 3, {"parallel"}), ("w4a16-awq", 2, set()), ("w4a16-awq", 4, {"multiple"}),
+    ("fp8", 3, {"parallel"}), ("w4a16-awq", 2, set()), ("w4a16-awq", 4, {"multiple", "parallel"}),
+    ("w8a16", 2, set()), ("w8a16", 4, {"parallel"}),
     ("fp8-block", 2, {"multiple"}),
 ])  # fmt: skip
 def test_ranks(scheme: str, tp: int, rules: set[str], written: Write) -> None:
@@ -77,6 +81,35 @@ def test_without_the_nested_file_the_flat_one_counts(written: Write, tmp_path: P
     del config["quantization_config"]
     (copy / CONFIG).write_text(json.dumps(config), "utf-8")
     assert [one.rule for one in broken_rules(copy)] == ["configuration"]
+
+
+def test_what_is_stored_as_one_needs_a_method_that_takes_it_apart(
+    written: Write, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(written("fp8", family="phi3"), tmp_path / "joined"))
+    for name, key in ((FILE, "quantization"), (CONFIG, "quantization_config")):
+        fields = json.loads((copy / name).read_text("utf-8"))
+        fields[key]["quant_algo"] = "FP8_PER_CHANNEL_PER_TOKEN"
+        (copy / name).write_text(json.dumps(fields), "utf-8")
+    found = [one.where for one in broken_rules(copy) if one.rule == "joined"]
+    assert found == [f"model.layers.{layer}.{one}" for layer in (0, 1)
+                     for one in ("self_attn.qkv_proj", "mlp.gate_up_proj")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "rules"), [("qkv_proj", {"type", "ignored"}), ("q_proj", set())])
+def test_mixed_precision_is_looked_up_by_q_proj(
+    name: str, rules: set[str], written: Write, tmp_path: Path
+) -> None:
+    """Also where q, k and v are stored as one: apply_layerwise_quant_config knows no other name."""
+    copy = Path(shutil.copytree(written("fp8", family="phi3"), tmp_path / "mixed"))
+    layers = {f"model.layers.{layer}.{one}": {"quant_algo": "FP8"} for layer in (0, 1)
+              for one in (f"self_attn.{name}", "self_attn.o_proj", "mlp.gate_up_proj",
+                          "mlp.down_proj")}  # fmt: skip
+    for file, key in ((FILE, "quantization"), (CONFIG, "quantization_config")):
+        fields = json.loads((copy / file).read_text("utf-8"))
+        fields[key] |= {"quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+        (copy / file).write_text(json.dumps(fields), "utf-8")
+    assert {one.rule for one in broken_rules(copy)} == rules
 
 
 def test_a_folder_that_is_not_quantized(tiny_model: Callable[..., Path]) -> None:
