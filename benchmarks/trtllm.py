@@ -1,7 +1,8 @@
 """Folders for TensorRT-LLM beside those of NVIDIA ModelOpt, from the same rows, at equal bytes.
 
     python benchmarks/trtllm.py models/smollm2-135m-wide --calib wikitext-2/valid.txt \\
-        --text wikitext-2/test.txt --skip 2000 [--schemes w4a16-awq,nvfp4] [--modelopt ENV/bin/python]
+        --text wikitext-2/test.txt --skip 2000 [--schemes w4a16-awq,nvfp4] \\
+        [--methods awq+best,rtn] [--modelopt ENV/bin/python]
 
 Writes each scheme with `qconvert MODEL --to trtllm --scheme NAME`, by the default method and those
 of --methods; with --modelopt also by NVIDIA ModelOpt in the environment of that interpreter.
@@ -41,7 +42,7 @@ CONFIGS: Mapping[str, str] = {
     "fp8-block": "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG",
     "w8a16": "INT8_WEIGHT_ONLY_CFG",
 }
-"""Scheme -> the configuration of `modelopt.torch.quantization` that makes the same kind of folder."""
+"""Scheme -> the configuration of `modelopt.torch.quantization` for such a folder."""
 
 
 def judged(source: Checkpoint, judge: Judge, folder: Path) -> Line:
