@@ -40,8 +40,8 @@ class Quantization:
 
     def of(self, fused: Fused) -> tuple[str | None, Any]:
         """Algorithm and size of groups. Joined linears stay float where one of them does; in mixed
-        precision they take the entry of q_proj, also where they are stored joined, or of the first of
-        gate, up; others that of their exact name."""
+        precision they take the entry of q_proj, also where they are stored joined, or of gate_proj;
+        others take that of their exact name."""
         if any(self.excludes(one.module) for one in fused.members):
             return None, None
         if self.algorithm != MIXED:
