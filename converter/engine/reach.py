@@ -20,9 +20,11 @@ MAX = "max"
 """The rule that needs no sample."""
 SHARE = 0.999999
 """Of all magnitudes, what the percentile covers."""
-FINER, WIDEST, DEEPEST = 8, 8, 96
-"""Reaches that are tried: so many for each factor of 2, from so many steps above the largest
-magnitude, for floats, to so many below it."""
+FINER, DEEPEST = 8, 96
+"""Reaches that are tried: so many for each factor of 2, and so many in all, down from the largest
+magnitude. With some beyond it, FP8 had less error on the text that calibrates, and the KL of
+smollm2-135m-wide rose from 0.045 to 0.054: the loudest values are about as large in every text, and
+are exact where the largest is."""
 BEYOND = 1.01
 """Of a reach: surely cut off. -128 of INT8 lies beyond 127."""
 
@@ -40,7 +42,7 @@ def least_error(seen: Tokens, ways: Sequence[InputRounding], largest: float) -> 
     square of the token itself, and the mean of that over tokens."""
     best, found = math.inf, largest
     sizes, weight = seen.x.abs(), shares(seen)
-    for step in range(-WIDEST, DEEPEST + 1):
+    for step in range(DEEPEST + 1):
         reach = largest * 2 ** (-step / FINER)
         beyond = _total((sizes - BEYOND * reach).clamp_min_(0), weight)
         if beyond * len(ways) >= best:  # what is cut off only grows from here

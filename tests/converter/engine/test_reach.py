@@ -143,7 +143,7 @@ def test_the_error_is_the_least(kind: Any, per: int) -> None:
     how = InputRounding(kind, per)
     for x in (heavy(), heavy(loud=40.0)):
         largest = float(x.abs().max())
-        tried = largest * 2 ** np.linspace(-8, 1, 400)
+        tried = largest * 2 ** np.linspace(-8, 0, 400)
         least = min(error(x, how, float(one)) for one in tried)
         found = reach.least_error(all_of(x), [how], largest)
         assert error(x, how, found) <= 1.05 * least  # tried in steps of 9 %
@@ -216,7 +216,7 @@ def test_rows_and_file_have_the_reach_of_what_is_read(
         assert found == pytest.approx(literal_percentile(x), rel=1e-4)
         assert found < largest
     else:
-        tried = largest * 2 ** np.linspace(-8, 1, 73)
+        tried = largest * 2 ** np.linspace(-8, 0, 65)
         assert error(x, how, found) <= 1.01 * min(error(x, how, float(one)) for one in tried)
     for index in (0, 1):
         record = bundle.store.record(index)
