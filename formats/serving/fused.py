@@ -22,6 +22,9 @@ KV_AND_GATE_UP: Fusing = (("attn_k", "attn_v"), ("ffn_gate", "ffn_up"))
 
 KEYS_AND_VALUES = ("attn_k", "attn_v", "attn_qkv")
 
+STORED_JOINED = ("attn_qkv", "ffn_gate_up")
+"""Roles that are several linears in one matrix of the checkpoint."""
+
 ROW_PARALLEL = ("attn_o", "ffn_down")
 """Cut along their inputs; all others along their outputs."""
 
@@ -85,7 +88,7 @@ class Shard:
     @property
     def stored_joined(self) -> bool:
         """Whether the checkpoint itself holds several in one: Phi-3."""
-        return any(one.role in ("attn_qkv", "ffn_gate_up") for one in self.of.members)
+        return any(one.role in STORED_JOINED for one in self.of.members)
 
     @property
     def cached(self) -> bool:

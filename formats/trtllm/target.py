@@ -9,9 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from qconvert.formats.refusal import refuse
 from qconvert.formats.serving.base import ServingTarget
 from qconvert.formats.serving.capability import TRTLLM
-from qconvert.formats.serving.fused import QKV_AND_GATE_UP, module_of
+from qconvert.formats.serving.fused import (
+    QKV_AND_GATE_UP,
+    STORED_JOINED,
+    linears_of,
+    module_of,
+)
 from qconvert.formats.serving.model_files import ARCHITECTURES
 from qconvert.formats.serving.own_rule import OwnRule
 from qconvert.formats.serving.planning import Drawn, Extras
@@ -54,6 +60,17 @@ BIASES_LOST = frozenset({"w8a16-channel", "w4a16-channel"})
 
 
 def extras(drawn: Drawn) -> Extras:
+    """What is to be told; `Refused` where a mix holds linears that the checkpoint has joined:
+    `apply_layerwise_quant_config` (models/modeling_utils.py @ 00bbf71) looks for q_proj and
+    gate_proj."""
+    found = {one.scheme.name for one in drawn.linears.values()}
+    joined = [one for one in linears_of(drawn.source) if one.role in STORED_JOINED]
+    if len(found) > 1 and joined:
+        raise refuse(
+            f"TensorRT-LLM does not find {module_of(joined[0])} in a mix: it looks for its parts,"
+            " and would leave it in float without a word",
+            f"one scheme for all linears: --scheme {min(found)}, without --layer",
+        )
     return Extras(notes=tuple(_notes(drawn)))
 
 

@@ -267,7 +267,10 @@ def test_a_folder_is_replaced_only_where_it_is_an_output(
         (("--to", "gguf", "--scheme", "w8a8"), "--to gguf takes no --scheme"),
         (("--to", "gguf", "--asymmetric"), "--to gguf takes no --symmetric or --asymmetric"),
         (("--to", "gguf", "--layer", "a=b"), "--to gguf takes no --layer"),
-        (("--to", "gguf", "--tp", "2"), "or take --to edge-llm or lightllm or sglang or trtllm or vllm"),
+        (
+            ("--to", "gguf", "--tp", "2"),
+            "or take --to edge-llm or lightllm or sglang or trtllm or vllm",
+        ),
         (("--to", "vllm", "--layer", "a"), "'a' is not PATTERN=SCHEME"),
         (("--to", "vllm", "--layer", "=a"), "'=a' is not PATTERN=SCHEME"),
         (("--to", "vllm", "--group", "many"), "'many' is neither a number of columns"),
