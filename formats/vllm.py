@@ -19,5 +19,5 @@ TARGET = ServingTarget(
     fusing=QKV_AND_GATE_UP,
     serve="vllm serve {folder}",
     model_notes=dict.fromkeys(("smollm3", "gpt_neox"), _THROUGH_TRANSFORMERS),
-    foreign=True,
+    foreign=("compressed-tensors", "gptq", "awq", "fp8"),
 )

@@ -72,7 +72,7 @@ class ServingTarget:
     rule: OwnRule | None = None  # another program's rounding, where it can be asked for
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     """Canonical name of a scheme that it does not run -> options by which another program does."""
-    foreign: bool = False  # whether quantized folders that others have written are its own
+    foreign: tuple[str, ...] = ()  # containers: folders in them that others wrote count as its own
     also: tuple[str, ...] = ()  # targets whose runtimes read its folders, too
     also_schemes: frozenset[str] | None = None  # in which they do; None: in all
     folder: bool = True
@@ -232,7 +232,8 @@ class ServingTarget:
         mark = mark_of(path)
         if mark:
             return bool(mark["target"] == self.name)
-        return self.foreign and container_of(path) is not None
+        container = container_of(path) if self.foreign else None
+        return container is not None and container.name in self.foreign
 
     def about(self, path: Path) -> Mapping[str, str]:
         """What `qconvert inspect` says first of an output."""

@@ -44,10 +44,8 @@ def heavy(rows: int = 96, cols: int = 128, loud: float = 1.0) -> torch.Tensor:
 
 
 def error(x: torch.Tensor, how: InputRounding, reach: float) -> float:
-    """Of each token, beside its own square."""
     stated = replace(how, scale=reach / TOPS[how.kind])
-    off, size = (one.double().square().sum(1) for one in (round_inputs(x, stated) - x, x))
-    return float((off / size).sum())
+    return float((round_inputs(x, stated) - x).double().square().sum())
 
 
 def all_of(x: torch.Tensor) -> Tokens:

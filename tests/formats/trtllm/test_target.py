@@ -1,9 +1,11 @@
-"""What is planned for TensorRT-LLM and TensorRT Edge-LLM, from headers; no weight is read."""
+"""What is planned for TensorRT-LLM and TensorRT Edge-LLM, and how folders are known again."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from qconvert.formats.serving.capability import EDGE_LLM, TRTLLM
 from qconvert.formats.serving.container import FolderPlan
 from qconvert.formats.serving.kernel import GPUS
 from qconvert.formats.source import Source
-from qconvert.formats.target import OutputTensor, Plan, Request, target_named
+from qconvert.formats.target import OutputTensor, Plan, Request, target_named, targets
 
 Headers = Callable[..., Source]
 
@@ -164,3 +166,11 @@ def test_kernels_are_of_gpus_and_of_modelopts_form() -> None:
     for one in (*TRTLLM, *EDGE_LLM):
         assert one.where <= set(GPUS)
         assert one.symmetric == (True,)
+
+
+def test_folders_of_others_in_this_form_are_its_own(written: Any, tmp_path: Path) -> None:
+    """Those of ModelOpt have no mark of ours, and are what TensorRT-LLM is given."""
+    copy = Path(shutil.copytree(written("w4a16-awq"), tmp_path / "of-others"))
+    (copy / "qconvert.json").unlink()
+    known = targets()
+    assert [name for name, one in known.items() if one.recognises(copy)] == ["trtllm"]
