@@ -19,7 +19,8 @@ from qconvert.formats.target import InputRounding
 MAX = "max"
 """The rule that needs no sample."""
 SHARE = 0.999999
-"""Of all magnitudes, what the percentile covers."""
+"""Of all magnitudes, what the percentile covers. With 99.999 %, which cuts off what the first token
+of a row is loudest in, the KL of smollm2-135m-wide in fp8-tensor rose from 0.044 to 1.16."""
 FINER, DEEPEST = 8, 96
 """Reaches that are tried: so many for each factor of 2, and so many in all, down from the largest
 magnitude. With some beyond it, FP8 had less error on the text that calibrates, and the KL of
@@ -38,30 +39,25 @@ def percentile(seen: Tokens, ways: Sequence[InputRounding], largest: float) -> f
 
 
 def least_error(seen: Tokens, ways: Sequence[InputRounding], largest: float) -> float:
-    """The reach with the least error, of all ways to round the input together: squared, beside the
-    square of the token itself, and the mean of that over tokens."""
+    """The reach with the least squared error, of all ways to round the input together. A token that
+    is hundreds of times as large as others counts as such: with the errors of each token beside its
+    own size, the KL of smollm2-135m-wide in w8a8-static rose from 0.56 to 1.64."""
     best, found = math.inf, largest
-    sizes, weight = seen.x.abs(), shares(seen)
+    sizes = seen.x.abs()
     for step in range(DEEPEST + 1):
         reach = largest * 2 ** (-step / FINER)
-        beyond = _total((sizes - BEYOND * reach).clamp_min_(0), weight)
+        beyond = _total((sizes - BEYOND * reach).clamp_min_(0), seen)
         if beyond * len(ways) >= best:  # what is cut off only grows from here
             break
-        error = sum(_total(Rounded(how, reach)(seen.x) - seen.x, weight) for how in ways)
+        error = sum(_total(Rounded(how, reach)(seen.x) - seen.x, seen) for how in ways)
         if error < best:
             best, found = error, reach
     return found
 
 
-def shares(seen: Tokens) -> torch.Tensor:
-    """What a squared error of each token counts, [n] float64."""
-    power = seen.x.square().sum(1, dtype=torch.float64)
-    return torch.where(power > 0, seen.count / power, 0.0)
-
-
-def _total(off: torch.Tensor, weight: torch.Tensor) -> float:
-    """The sum of the squares of `off` [n, cols], those of each token times its weight."""
-    return float((off.square_().sum(1, dtype=torch.float64) * weight).sum())
+def _total(off: torch.Tensor, seen: Tokens) -> float:
+    """The sum of the squares of `off` [n, cols] over all tokens that those seen stand for."""
+    return float((off.square_().sum(1, dtype=torch.float64) * seen.count).sum())
 
 
 BYTES, PASSES = 48, 500
