@@ -28,7 +28,7 @@ LLAMA_OFF := LLAMA_BUILD_TOOLS LLAMA_BUILD_EXAMPLES LLAMA_BUILD_TESTS LLAMA_BUIL
 LLAMA_FLAGS := -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__
 LLAMA_CMAKE_ARGS := $(foreach option,$(LLAMA_OFF),-D$(option)=OFF) $(LLAMA_FLAGS) $(CMAKE_ARGS)
 
-.PHONY: help setup demo demo-vllm demo-onnx demo-mlc wide test check format format-check lint types bench accuracy clean distclean
+.PHONY: help setup demo demo-vllm demo-onnx demo-mlc demo-trtllm wide test check format format-check lint types bench accuracy clean distclean
 
 help: ## show these lines
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -82,6 +82,9 @@ demo-onnx: setup $(DEMO)/config.json ## the demo with a folder for ONNX Runtime
 
 demo-mlc: setup $(DEMO)/config.json ## the demo with a folder for MLC, in the TVM runtime below it
 	$(BIN)/python examples/demo.py $(DEMO) --to mlc
+
+demo-trtllm: setup $(DEMO)/config.json ## the demo with a folder for TensorRT-LLM, which is not run: the file alone
+	$(BIN)/python examples/demo.py $(DEMO) --to trtllm --no-runtime
 
 wide: setup $(WIDE)/config.json ## also the 768-wide twin of the demo's model, for comparing types
 	$(BIN)/python examples/demo.py $(WIDE)
