@@ -37,9 +37,10 @@ class Asked:
     seed: int = 0
     """For all that is drawn by chance: rows, sampled text, rotations. Same seed, same bytes."""
 
-    activation_scales: str = "max"
+    activation_scales: str | None = None
     """How fixed scales of activations are chosen: "max", to cover the largest value that was seen;
-    "percentile", all but the largest few; "mse", for the least squared error of the rounding."""
+    "percentile", all but the largest few; "mse", for the least squared error of the rounding.
+    None: "mse" for INT8, "max" for floats."""
 
     effort: int = 1
     """0: quick; 1: the usual; 2 and more: slower and better, where an algorithm can use it."""

@@ -29,7 +29,7 @@ from qconvert.formats.refusal import Reason, raise_if_any
 from qconvert.formats.source import Source
 from qconvert.formats.target import Plan
 from qconvert.progress import BlockProgress
-from qconvert.recipe import GLOBAL, Recipe
+from qconvert.recipe import GLOBAL, Recipe, usual_scales
 
 
 def setting_of(asked: Asked, threads: int) -> Setting:
@@ -56,9 +56,9 @@ def device_of(asked: Asked) -> torch.device:
     return torch.device(asked.device)
 
 
-def rule_of(asked: Asked) -> str:
+def rule_of(asked: Asked, plan: Plan) -> str:
     """How fixed scales of activations are chosen; `Refused` where nobody knows it."""
-    rule, known = asked.activation_scales, (MAX, *RULES)
+    rule, known = asked.activation_scales or usual_scales(plan), (MAX, *RULES)
     if rule not in known:
         raise_if_any(
             [Reason(f"unknown --activation-scales {rule!r}", f"known: {', '.join(known)}")]
@@ -70,7 +70,7 @@ def _besides(plan: Plan, recipe: Recipe, asked: Asked) -> dict[str, Any]:
     """For the fingerprint, where results depend on it: which tensors have a scale in common, how
     activations are rounded, how their scales are chosen, and for what the output has a scale of
     each column."""
-    scales = rule_of(asked)
+    scales = rule_of(asked, plan)
     columns = [one.column_scale for one in plan.tensors if one.column_scale]
     found: dict[str, Any] = {
         "shares": {one.name: list(one.shares) for one in plan.tensors if one.shares},
@@ -125,7 +125,7 @@ def calibrate(
     with open_or_create(folder, source, plan, found, text.tokens, resume=asked.resume) as work:
         engine = Engine(
             source, plan, recipe, setting, device, compute, text.tokens, work, told,
-            rule_of(asked),
+            rule_of(asked, plan),
         )  # fmt: skip
         records, resumed = engine.run()
         outside = engine.outside

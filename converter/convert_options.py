@@ -127,10 +127,9 @@ def method_options() -> Decorators:
                      help="0 is quick; 2 and more take longer for less error, where a method can"
                      " make use of it."),
         click.option("--activation-scales", type=click.Choice(["max", "percentile", "mse"]),
-                     default=DEFAULT.activation_scales, show_default=True,
                      help="How fixed scales of activations are chosen, for --static, nvfp4 and"
                      " w4a8: to cover the largest value seen, all but the largest few, or for the"
-                     " least squared error."),
+                     " least squared error. Default: mse for INT8, max for FP8 and FP4."),
         click.option("--seed", type=click.IntRange(min=0), default=DEFAULT.seed, metavar="N",
                      show_default=True,
                      help="For all that is drawn by chance. The same seed gives the same bytes."),

@@ -31,6 +31,7 @@ from qconvert.formats.refusal import Reason
 from qconvert.job import Job, work_folder
 from qconvert.models import dimensions
 from qconvert.rates import Rates, measured, seconds_to_search, seconds_to_solve
+from qconvert.recipe import usual_scales
 from qconvert.resources import available_memory, folder_bytes, free_bytes, resident_bytes
 from qconvert.units import size
 
@@ -62,6 +63,7 @@ class Sizes:
     ends: bool  # embedding or head are optimised
     ahead: bool  # rows go through the model in float first
     sampled: tuple[int, ...]  # channels of the inputs that a fixed scale rounds
+    scales: str  # how those are chosen when the user does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,7 @@ def sizes_of(job: Job) -> Sizes:
         job.recipe.calibrated and bool(roles.optimised),
         job.recipe.calibrated and bool(roles.ahead),
         _sampled(job, inputs),
+        usual_scales(job.plan),
     )
 
 
@@ -206,7 +209,7 @@ def _sampled(job: Job, inputs: Mapping[str, int]) -> tuple[int, ...]:
 
 def _samples(s: Sizes, asked: Asked) -> tuple[int, ...]:
     """Numbers in the sample of each input that has one, and 0 for none."""
-    if asked.activation_scales == MAX:
+    if (asked.activation_scales or s.scales) == MAX:
         return (0,)
     tokens = asked.calib_rows * asked.calib_length
     return (0, *(min(tokens, sampled_tokens(cols)) * cols for cols in s.sampled))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from qconvert.asked import Asked
-from qconvert.calibrate import calibrate, transformed
+from qconvert.calibrate import calibrate, rule_of, transformed
 from qconvert.checkpoint import open_checkpoint
 from qconvert.engine import reach
 from qconvert.engine.block import READS
@@ -26,7 +26,7 @@ from qconvert.formats.known_grids import grid_named
 from qconvert.formats.refusal import Refused
 from qconvert.formats.target import InputRounding, OutputTensor, Plan, Statistic
 from qconvert.job import prepare
-from qconvert.recipe import parse
+from qconvert.recipe import parse, usual_scales
 from qconvert.runtimes import reference
 from qconvert.runtimes.noise import round_inputs
 
@@ -285,3 +285,18 @@ def test_it_is_refused_of_a_work_folder(tiny_model: Tiny, tmp_path: Path) -> Non
     bundle_of(model, plan_of(model, InputRounding("int8", -1)), tmp_path / "work", "mse")
     with pytest.raises(Refused, match="chosen already"):
         prepare(tmp_path / "work", "vllm", asked=Asked(activation_scales="mse"))
+
+
+@pytest.mark.parametrize(
+    ("to", "kind", "rule"),
+    [("vllm", "w8a8-static", "mse"), ("vllm", "fp8-tensor", "max"), ("vllm", "nvfp4", "max"),
+     ("vllm", "w8a8", "max"), ("gguf", "Q4_0", "max")],
+)  # fmt: skip
+def test_what_is_taken_where_nothing_is_said(
+    tiny_model: Tiny, to: str, kind: str, rule: str
+) -> None:
+    """One loud value sets the steps of all others where they are even; floats do not mind."""
+    plan = prepare(tiny_model("llama", dtype="bfloat16"), to, type=kind).plan
+    assert usual_scales(plan) == rule
+    assert rule_of(Asked(), plan) == rule
+    assert rule_of(Asked(activation_scales="percentile"), plan) == "percentile"
