@@ -33,7 +33,7 @@ from qconvert.runtimes.weights import WeightCheck
 
 NOISE_WINDOWS = 2  # the expected noise is measured on this many: each costs one more forward pass
 
-NO_RUNTIME = "no runtime was run: the file was compared with its source, and nothing more"
+NO_RUNTIME = "no runtime was run: the file was decoded, and compared with its source"
 
 Progress = Callable[[str, int, int], None]
 
