@@ -319,6 +319,31 @@ def test_check_judges_by_exit_code(
     assert left() == ["found.json", "small.gguf"]
 
 
+def test_a_file_can_be_judged_without_its_runtime(
+    tiny_model: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For targets whose runtime is not here: without the option, it is told of."""
+    from qconvert.runtimes.tensorrt_llm import TensorRtLlm
+
+    monkeypatch.setattr(TensorRtLlm, "unavailable", absent)
+    model = str(tiny_model("llama", dtype="bfloat16"))
+    words = ["--scheme", "w4a16-awq", "--method", "rtn", "--threads", "1", "--out", "out"]
+    assert run([model, "--to", "trtllm", *words]) == 0
+    checked = ["check", "out", "--against", model, "--windows", "1", "--length", "48"]
+    assert run(checked) == 3
+    assert "--no-runtime" in capsys.readouterr().err
+    assert run([*checked, "--no-runtime", "--runtime", "vllm"]) == 2
+    assert "contradict" in capsys.readouterr().err
+    assert run([*checked, "--no-runtime", "--json", "found.json"]) == 0
+    found = json.loads(Path("found.json").read_text())
+    assert (found["verdict"], found["runtime"], found["total"]) == ("PASS", None, None)
+    assert found["quantization"]["kl_mean"] > 0
+    assert {"trtllm-rules", "edge-llm"} <= {one["name"] for one in found["loaders"]}
+    assert "no runtime was run" in capsys.readouterr().out
+    strict = ["--no-runtime", "--max-kl", str(found["quantization"]["kl_mean"] / 2)]
+    assert run([*checked, *strict]) == 1
+
+
 def test_bench_tells_rates(small: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     few = ["--prompt", "16", "--generate", "4", "--repetitions", "1", "--threads", "1"]
     capsys.readouterr()
