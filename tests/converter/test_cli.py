@@ -86,7 +86,7 @@ def test_a_folder_called_as_a_command_is_within_reach(tiny_copy: Tiny) -> None:
     ("arguments", "told"),
     [
         (["nowhere", "--to", "gguf", "--bits", "4"], "no such folder: nowhere"),
-        (["nowhere"], "--to TARGET, one of: gguf"),
+        (["nowhere"], "--to TARGET, one of: edge-llm, gguf"),
         (["nowhere", "--to", "floppy", "--bits", "4"], "floppy"),
         (["nowhere", "--to", "gguf", "--no-such"], "--no-such"),
         (["nowhere", "--to", "gguf", "--split-size", "big"], "not a size"),
