@@ -95,6 +95,16 @@ def distances(checked: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def loaders(checked: dict[str, Any]) -> dict[str, str]:
+    """What loaders that compute nothing made of the output, where some were asked."""
+    told = [
+        one["label"]
+        + (f": {one['tensors']} tensors, {one['skipped']} left" if one["tensors"] else "")
+        for one in checked["loaders"]
+    ]
+    return {"loaders": "\n".join(told)} if told else {}
+
+
 def speed(timed: dict[str, Any] | None) -> dict[str, str]:
     if timed is None:
         return {"runtime": "none was run"}
@@ -141,6 +151,7 @@ def rows(
         **distances(checked),
         **as_users_run_it(checked),
         "check": checked["verdict"],
+        **loaders(checked),
         **speed(timed),
         **spent(made, checked, timed),
     }

@@ -41,4 +41,5 @@ TARGET = ServingTarget(
     extras=extras,
     names={"w4a16-awq": AWQ, "fp8": FP8, "w8a8-sq": Wanted("w8a8", static=True)},
     float_caches=(),
+    ending="edge-llm",
 )

@@ -72,6 +72,7 @@ class ServingTarget:
     rule: OwnRule | None = None  # another program's rounding, where it can be asked for
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     """Canonical name of a scheme that it does not run -> options by which another program does."""
+    ending: str = ""  # of an output's default name, where it is not the folder that vLLM reads
     foreign: tuple[str, ...] = ()  # containers: folders in them that others wrote count as its own
     also: tuple[str, ...] = ()  # targets whose runtimes read its folders, too
     also_schemes: frozenset[str] | None = None  # in which they do; None: in all
@@ -202,6 +203,7 @@ class ServingTarget:
             parts.append(str(request.container))
         parts += [f"kv-{drawn.kv}"] if drawn.kv else []
         rule = self.rule_of(request)
+        parts += [self.ending] if self.ending else []
         parts += [rule.option.rpartition("-")[2]] if rule is not None else []
         return "-".join(parts)
 

@@ -106,6 +106,7 @@ TARGET = ServingTarget(
     float_caches=("nvfp4",),
     rule=RULE,
     elsewhere=dict.fromkeys(("w8a8", "w8a8-static"), "--to edge-llm --scheme w8a8-sq"),
+    ending="trtllm",
     foreign=("modelopt",),
     also=("vllm",),
     also_schemes=frozenset({"fp8-channel"}),

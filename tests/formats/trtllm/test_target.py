@@ -174,3 +174,8 @@ def test_folders_of_others_in_this_form_are_its_own(written: Any, tmp_path: Path
     (copy / "qconvert.json").unlink()
     known = targets()
     assert [name for name, one in known.items() if one.recognises(copy)] == ["trtllm"]
+
+
+def test_outputs_do_not_have_the_names_of_vllms(headers: Headers) -> None:
+    names = [plan(headers(), name).default_name for name in ("trtllm", "edge-llm", "vllm")]
+    assert names == [f"tiny-llama-w4a16-g128{end}" for end in ("-trtllm", "-edge-llm", "")]
