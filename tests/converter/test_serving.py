@@ -217,6 +217,7 @@ def test_static_scales_are_calibrated_whatever_the_method(
         (("--to", "vllm", "--bits", "4", "--method", "gptq"), "vllm"),
         (("--to", "lightllm", "--kv", "fp8", "--layer", "down_proj=float"), "lightllm"),
         (("--to", "sglang", "--scheme", "nvfp4"), "sglang"),
+        (("--to", "trtllm", "--scheme", "w4a16-awq", "--group", "128"), "trtllm"),
     ],
 )
 def test_a_work_folder_is_written_in_another_form(
