@@ -67,7 +67,8 @@ def serving_options() -> Decorators:
                      help="How linears are stored and computed: w4a16 (4-bit weights), w8a16, w8a8"
                      " (INT8 weights and activations), fp8, fp8-block, nvfp4, nvfp4a16, mxfp4."
                      " W4A16 is the smallest that runs everywhere; w8a8 and fp8 are faster for"
-                     " many requests at once."),
+                     " many requests at once. trtllm has NVIDIA's names besides: w4a16-awq,"
+                     " w4a8-awq, fp8 (one scale for a tensor), fp8-channel."),
         click.option("--group", callback=read_group, metavar="N|channel",
                      help="Columns that share a scale, for w4a16 and w8a16: 32, 64, 128, or a whole"
                      " row. Smaller is a little larger and more accurate. Default: the largest that"
