@@ -7,8 +7,8 @@
 Writes each scheme with `qconvert MODEL --to trtllm --scheme NAME`, by the default method and those
 of --methods; with --modelopt also by NVIDIA ModelOpt in the environment of that interpreter.
 All folders are decoded by one reader and judged by the protocol of protocol.py: nothing here runs
-TensorRT-LLM. Activations are rounded as the folder says, and kept in 16 bits otherwise. Prints one
-JSON line each, without and with that rounding.
+TensorRT-LLM. Prints one JSON line each: distances with activations in float32, and with what linears
+read rounded as the folder says, where it does.
 """
 
 from __future__ import annotations
