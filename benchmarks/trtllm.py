@@ -7,8 +7,8 @@
 Writes each scheme with `qconvert MODEL --to trtllm --scheme NAME`, by the default method and those
 of --methods; with --modelopt also by NVIDIA ModelOpt in the environment of that interpreter.
 All folders are decoded by one reader and judged by the protocol of protocol.py: nothing here runs
-TensorRT-LLM. Prints one JSON line each: distances with activations in float32, and, where the folder
-has what linears read rounded, with that.
+TensorRT-LLM. Prints one JSON line each: distances with activations in float32, and again with them
+rounded, where the folder says so.
 """
 
 from __future__ import annotations
