@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "runtimes": {"runtimes", "formats"},
     "kernels": {"kernels"},
 }
-SEES_ALL = {"converter/cli.py", "converter/runtime_commands.py"}
+SEES_ALL = {"converter/cli.py", "converter/running.py", "converter/runtime_commands.py"}
 HEAVY = ("gguf", "jinja2", "llama_cpp", "matplotlib", "numba", "numpy", "rich", "safetensors",
          "tokenizers", "torch", "transformers")  # fmt: skip
 
