@@ -1,4 +1,4 @@
-"""What a calibrated conversion will cost, and whether this machine can pay it.
+"""What a calibrated conversion will cost.
 
 Imports torch: only `pipeline`, and only when a recipe looks at data. Sizes follow from the plan
 alone; times from trials of the machine (`rates`).
@@ -7,7 +7,6 @@ alone; times from trials of the machine (`rates`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,22 +17,16 @@ from qconvert.calibrate import device_of, setting_of, tokens_of
 from qconvert.calibration.rows import SELF
 from qconvert.calibration.selfmade import BATCH, WholeModel
 from qconvert.engine.ahead import TOKENS
-from qconvert.engine.block import READS
 from qconvert.engine.ends import ROWS, Roles, setting_for
 from qconvert.engine.observe import held_rows
 from qconvert.engine.reach import BYTES, MAX, PASSES
-from qconvert.engine.rounding import is_fixed
 from qconvert.engine.sample import sampled_tokens
 from qconvert.engine.stream import WAVE_BYTES, compute_type
 from qconvert.engine.work import work_bytes
 from qconvert.estimate import Calibrating, Estimate
-from qconvert.formats.refusal import Reason
 from qconvert.job import Job, work_folder
-from qconvert.models import dimensions
 from qconvert.rates import Rates, measured, seconds_to_search, seconds_to_solve
-from qconvert.recipe import usual_scales
-from qconvert.resources import available_memory, folder_bytes, free_bytes, resident_bytes
-from qconvert.units import size
+from qconvert.sizes import Sizes, sizes_of, states_bytes
 
 _INTERPRETER = 560_000_000
 """Python with torch, transformers, a tokenizer and loaded kernels, measured."""
@@ -43,27 +36,6 @@ _FACTOR = 8
 """Matrices [cols, cols] in float64 while one is inverted, the library's copies included."""
 _ERROR = 24
 """Bytes for each weight of a linear while its output error is taken in float64."""
-_LEAST_ROWS, _LEAST_LENGTH = 8, 64  # that a remedy names: less text does not calibrate
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """What memory and time follow from."""
-
-    blocks: int
-    block: int  # weights of the largest
-    largest: int  # weights of its largest linear
-    inputs: Mapping[str, int]  # by the names of READS: channels
-    hidden: int
-    vocabulary: int
-    attended: int  # channels of all query heads
-    heads: int
-    mixed: bool
-    outside: int  # bytes while tensors outside the blocks are fitted, and while output is written
-    ends: bool  # embedding or head are optimised
-    ahead: bool  # rows go through the model in float first
-    sampled: tuple[int, ...]  # channels of the inputs that a fixed scale rounds
-    scales: str  # how those are chosen when the user does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,53 +71,18 @@ def cost_of(job: Job, asked: Asked, threads: int) -> Estimate:
         device_bytes=peak.device,
         work=work_folder(job, asked),
         work_bytes=work_bytes(job.plan),
-        states_bytes=2 * _states(sizes, rows, length),
+        states_bytes=2 * states_bytes(sizes, rows, length),
         notes=notes,
     )
     seconds = _seconds(job, exact, threads, sizes, device, compute)
     return Estimate(peak.host, job.plan.nbytes, seconds, calibrating)
 
 
-def sizes_of(job: Job) -> Sizes:
-    """From headers and configuration alone."""
-    assert job.recipe is not None
-    blocks: dict[int, int] = {}
-    inputs: dict[str, int] = {}
-    largest = 0
-    for tensor in job.source.tensors:
-        if tensor.block is None:
-            continue
-        weights = math.prod(tensor.shape)
-        blocks[tensor.block] = blocks.get(tensor.block, 0) + weights
-        if tensor.role in READS and tensor.part == "weight":
-            inputs[READS[tensor.role]] = tensor.shape[1]
-            largest = max(largest, weights)
-    roles = Roles.of(job.source, job.plan)
-    found = dimensions(job.source.config)
-    embedding = next(one for one in job.source.tensors if one.role == "embedding")
-    return Sizes(
-        len(blocks),
-        max(blocks.values()),
-        largest,
-        inputs,
-        inputs["attn_in"],
-        embedding.shape[0],
-        found["q"],
-        max(1, found["q"] // max(1, found["head"])),
-        job.recipe.mixed,
-        estimate.peak_of(job.plan),
-        job.recipe.calibrated and bool(roles.optimised),
-        job.recipe.calibrated and bool(roles.ahead),
-        _sampled(job, inputs),
-        usual_scales(job.plan),
-    )
-
-
 def peak_of(job: Job, asked: Asked, threads: int, sizes: Sizes | None = None) -> Peak:
     """The largest of all stages, each the sum of what is alive in it."""
     s = sizes_of(job) if sizes is None else sizes
     rows, length = asked.calib_rows, asked.calib_length
-    states, block = _states(s, rows, length), 4 * s.block
+    states, block = states_bytes(s, rows, length), 4 * s.block
     sides = sum(cols * cols for cols in s.inputs.values())
     sides += s.mixed * s.inputs["attn_in"] ** 2
     moments = 2 * 4 * sides
@@ -178,10 +115,6 @@ def peak_of(job: Job, asked: Asked, threads: int, sizes: Sizes | None = None) ->
     return Peak(host, device)
 
 
-def _states(s: Sizes, rows: int, length: int) -> int:
-    return 4 * rows * length * s.hidden
-
-
 def _of_ends(s: Sizes) -> int:
     """While some rows of an embedding or a head are solved."""
     square = s.hidden * s.hidden
@@ -196,15 +129,6 @@ def _captured(s: Sizes, rows: int, length: int) -> int:
     fitted = rows - len(held_rows(rows))
     wave = 4 * min(step, max(1, fitted)) * length
     return wave * ((3 if fitted > step else 2) * cols + 2 * max(s.inputs.values()))
-
-
-def _sampled(job: Job, inputs: Mapping[str, int]) -> tuple[int, ...]:
-    names = {
-        READS[one.source.role]
-        for one in job.plan.tensors
-        if one.source and one.input_rounding and is_fixed(one.input_rounding)
-    }
-    return tuple(cols for name, cols in inputs.items() if name in names)
 
 
 def _samples(s: Sizes, asked: Asked) -> tuple[int, ...]:
@@ -265,79 +189,3 @@ def _sampling(job: Job, asked: Asked) -> float:
     batches = math.ceil(asked.calib_rows / BATCH)
     weights = sum(tensor.nbytes for tensor in job.source.tensors)
     return batches * asked.calib_length * weights / estimate.MEMORY
-
-
-def shortages(job: Job, asked: Asked, threads: int) -> list[Reason]:
-    """Why it does not fit this machine now, each with the option that would make it fit."""
-    return [*_of_memory(job, asked, threads), *_of_disk(job, asked)]
-
-
-def _of_memory(job: Job, asked: Asked, threads: int) -> Iterator[Reason]:
-    sizes = sizes_of(job)
-    here = available_memory() + resident_bytes()
-    there = torch.cuda.mem_get_info()[0] if asked.device != "cpu" else 0
-    peak = peak_of(job, asked, threads, sizes)
-    if peak.host <= here and peak.device <= there:
-        return
-
-    def fits(other: Asked) -> bool:
-        found = peak_of(job, other, threads, sizes)
-        return found.host <= here and found.device <= there
-
-    where, need, have = "memory", peak.host, here
-    if peak.host <= here:
-        where, need, have = "memory of the CUDA device", peak.device, there
-    remedies = [_words(one, asked) for one in _smaller(asked) if fits(one)][:1]
-    if asked.device != "cpu" and fits(replace(asked, device="cpu")):
-        remedies.append("--device cpu")
-    if sizes.outside <= here:
-        remedies.append(f"--method rtn, which needs about {size(sizes.outside)}")
-    yield Reason(
-        f"not enough {where}: {size(have)} are free, about {size(need)} are needed",
-        " or ".join(remedies) or "take a machine with more of it: no option makes this model fit",
-    )
-
-
-def _of_disk(job: Job, asked: Asked) -> Iterator[Reason]:
-    folder = work_folder(job, asked)
-    place = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
-    free = free_bytes(place)
-    if free is None:
-        return
-    out = job.path.absolute().parent
-    shared = out.exists() and out.stat().st_dev == place.stat().st_dev
-    sizes, written = sizes_of(job), job.plan.nbytes if shared else 0
-    free += folder_bytes(folder)
-
-    def need(other: Asked) -> int:
-        states = 2 * _states(sizes, other.calib_rows, other.calib_length)
-        return work_bytes(job.plan) + max(states, written)  # states are gone when it is written
-
-    if need(asked) <= free:
-        return
-    smaller = [_words(one, asked) for one in _smaller(asked) if need(one) <= free][:1]
-    rtn = ["--method rtn, which needs no work folder"] if written <= free else []
-    yield Reason(
-        f"not enough disk space for the work folder {folder}: {size(free)} are free,"
-        f" {size(need(asked))} are needed",
-        " or ".join(["name a folder on another disk with --work", *smaller, *rtn]),
-    )
-
-
-def _smaller(asked: Asked) -> Iterator[Asked]:
-    """Fewer rows, then shorter ones, the largest first."""
-    length = asked.calib_length
-    while length >= min(_LEAST_LENGTH, asked.calib_length):
-        rows = asked.calib_rows
-        while rows >= min(_LEAST_ROWS, asked.calib_rows):
-            yield replace(asked, calib_rows=rows, calib_length=length)
-            rows //= 2
-        length //= 2
-
-
-def _words(other: Asked, asked: Asked) -> str:
-    """The options that make `other` of `asked`."""
-    rows = other.calib_rows != asked.calib_rows
-    length = other.calib_length != asked.calib_length
-    words = [f"--calib-rows {other.calib_rows}"] * rows
-    return " ".join([*words, *[f"--calib-length {other.calib_length}"] * length])

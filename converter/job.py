@@ -207,6 +207,6 @@ def shortages(job: Job, asked: Asked, threads: int | None = None) -> list[Reason
     """What this machine lacks now for a calibrated conversion: memory, disk for the work folder."""
     if not job.calibrated:
         return []
-    from qconvert import cost
+    from qconvert.lacks import shortages as found
 
-    return cost.shortages(job, asked, threads or usable_cores())
+    return found(job, asked, threads or usable_cores())

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from qconvert import cost, pipeline, resources
+from qconvert import cost, lacks, pipeline, resources, sizes
 from qconvert.asked import Asked
 from qconvert.checkpoint import Checkpoint
 from qconvert.cli import run
@@ -91,7 +91,7 @@ def test_samples_of_tokens_are_foretold(tiny_model: Tiny, tmp_path: Path) -> Non
         ]
         assert (found[1] > found[0]) == fixed
         assert found[1] - found[0] < 100_000_000
-        assert len(cost.sizes_of(made).sampled) == 4 * fixed
+        assert len(sizes.sizes_of(made).sampled) == 4 * fixed
 
 
 def test_a_deeper_model_takes_more_disk_and_no_more_memory(
@@ -107,7 +107,7 @@ def test_a_deeper_model_takes_more_disk_and_no_more_memory(
         for blocks in (2, 6)
     ]
     assert cost.peak_of(jobs[0], FEW, 1) == cost.peak_of(jobs[1], FEW, 1)
-    assert cost.work_bytes(jobs[0].plan) < cost.work_bytes(jobs[1].plan)
+    assert lacks.work_bytes(jobs[0].plan) < lacks.work_bytes(jobs[1].plan)
 
 
 def test_memory_is_foretold(tiny_model: Tiny, tmp_path: Path) -> None:
@@ -141,8 +141,8 @@ def test_too_little_memory_names_the_option_that_fits(
     much = replace(FEW, calib_rows=8192, calib_length=256)
     least, need = (cost.peak_of(job, one, 1).host for one in (FEW, much))
     here = int(least + share * (need - least))
-    monkeypatch.setattr(cost, "available_memory", lambda: here)
-    monkeypatch.setattr(cost, "resident_bytes", lambda: 0)
+    monkeypatch.setattr(lacks, "available_memory", lambda: here)
+    monkeypatch.setattr(lacks, "resident_bytes", lambda: 0)
     (reason,) = shortages(job, much, 1)
     assert "not enough memory" in reason.problem
     assert "--method rtn" in reason.remedy
@@ -150,12 +150,12 @@ def test_too_little_memory_names_the_option_that_fits(
 
 
 def test_nothing_is_promised_that_does_not_fit(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost, "resident_bytes", lambda: 0)
-    monkeypatch.setattr(cost, "available_memory", lambda: 300_000_000)
+    monkeypatch.setattr(lacks, "resident_bytes", lambda: 0)
+    monkeypatch.setattr(lacks, "available_memory", lambda: 300_000_000)
     (reason,) = shortages(job, FEW, 1)
     assert "--calib" not in reason.remedy
     assert "--method rtn" in reason.remedy
-    monkeypatch.setattr(cost, "available_memory", lambda: 1000)
+    monkeypatch.setattr(lacks, "available_memory", lambda: 1000)
     (reason,) = shortages(job, FEW, 1)
     assert "no option" in reason.remedy
 
@@ -164,10 +164,10 @@ def test_too_little_disk_for_the_work_folder(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     much = replace(FEW, calib_rows=8192)
-    need = cost.work_bytes(job.plan) + 2 * 4 * 8192 * 32 * 64
-    monkeypatch.setattr(cost, "free_bytes", lambda folder: need)
+    need = lacks.work_bytes(job.plan) + 2 * 4 * 8192 * 32 * 64
+    monkeypatch.setattr(lacks, "free_bytes", lambda folder: need)
     assert shortages(job, much, 1) == []
-    monkeypatch.setattr(cost, "free_bytes", lambda folder: need - 1)
+    monkeypatch.setattr(lacks, "free_bytes", lambda folder: need - 1)
     (reason,) = shortages(job, much, 1)
     assert "x.gguf.work" in reason.problem
     assert "--work" in reason.remedy
@@ -187,8 +187,8 @@ def test_it_is_refused_before_the_engine_starts(
     monkeypatch.chdir(tmp_path)
     model = str(tiny_model("llama", **SMALL))
     monkeypatch.setattr(Checkpoint, "rows", lambda *_: pytest.fail("a weight was read"))
-    monkeypatch.setattr(cost, "available_memory", lambda: 0)
-    monkeypatch.setattr(cost, "resident_bytes", lambda: 300_000_000)
+    monkeypatch.setattr(lacks, "available_memory", lambda: 0)
+    monkeypatch.setattr(lacks, "resident_bytes", lambda: 300_000_000)
     capsys.readouterr()
     assert run([model, "--to", "gguf", *WORDS]) == 2
     assert "not enough memory" in capsys.readouterr().err
