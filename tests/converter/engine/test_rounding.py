@@ -71,7 +71,10 @@ def plan_of(model: Path, how: InputRounding) -> Plan:
 
 
 def bundle_of(model: Path, how: InputRounding, folder: Path, method: str = "gptq") -> Bundle:
-    asked = Asked(method=method, calib_rows=6, calib_length=32, compute="float32", effort=2)
+    asked = Asked(
+        method=method, calib_rows=6, calib_length=32, compute="float32", effort=2,
+        activation_scales="max",
+    )  # fmt: skip
     source, plan, recipe = open_checkpoint(model), plan_of(model, how), parse(method)
     calibrate(source, source, plan, recipe, asked, folder, 1, lambda *_: None)
     return open_bundle(folder)
