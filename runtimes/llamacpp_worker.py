@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import median
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +11,7 @@ from numpy.typing import NDArray
 from qconvert.runtimes.llamacpp_binding import Library, Model
 from qconvert.runtimes.machine import peak_bytes
 from qconvert.runtimes.protocol import Answer, Handler, Service, WorkerError
+from qconvert.runtimes.timed import seconds, throughput
 
 
 @dataclass(slots=True)
@@ -65,30 +63,24 @@ class LlamaCppWorker:
         model = self._model()
         tokens = (np.arange(max(prompt, generate)) * 7919 % model.vocab).astype(np.int32)
 
-        def read() -> None:
-            model.prefill(tokens[:prompt])
+        def read() -> float:
+            model.reset()
+            return seconds(lambda: model.prefill(tokens[:prompt]))
 
-        def write() -> None:
+        def written() -> None:
             for position in range(generate):
                 model.advance(int(tokens[position]), position)
 
-        wall, cpu = time.perf_counter(), time.process_time()
-        prompts = _rates(model, read, prompt, repetitions)
-        generates = _rates(model, write, generate, repetitions)
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        told: dict[str, Any] = {
-            "prompt_tokens_per_s": median(prompts),
-            "generate_tokens_per_s": median(generates),
-            "prompt_tokens": prompt,
-            "generate_tokens": generate,
-            "threads": model.threads,
-            "batch": model.ubatch,
-            "repetitions": repetitions,
-            "prompt_spread": (min(prompts), max(prompts)),
-            "generate_spread": (min(generates), max(generates)),
-            "cpu_share": cpu / (wall * model.threads),
-        }
-        return Answer(told)
+        def write() -> float:
+            model.reset()
+            return seconds(written)
+
+        return Answer(
+            throughput(
+                read, write, prompt=prompt, generate=generate, repetitions=repetitions,
+                threads=model.threads, batch=model.ubatch,
+            )
+        )  # fmt: skip
 
     def _library(self) -> Library:
         if self.library is None:
@@ -99,17 +91,6 @@ class LlamaCppWorker:
         if self.model is None:
             raise WorkerError("failed", "was asked to work before a model was loaded")
         return self.model
-
-
-def _rates(model: Model, work: Callable[[], None], tokens: int, repetitions: int) -> list[float]:
-    """Tokens per second of each repetition, after one that warms up and does not count."""
-    rates = []
-    for _ in range(repetitions + 1):
-        model.reset()
-        start = time.perf_counter()
-        work()
-        rates.append(tokens / (time.perf_counter() - start))
-    return rates[1:]
 
 
 if __name__ == "__main__":

@@ -16,11 +16,9 @@ and `_torch/pyexecutor/{py_executor,llm_request,handle_logits}.py`, of mid-2025 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -28,6 +26,7 @@ from numpy.typing import NDArray
 
 from qconvert.runtimes.machine import peak_bytes
 from qconvert.runtimes.protocol import Answer, Handler, WorkerError
+from qconvert.runtimes.timed import seconds, throughput
 
 SEQUENCES = 128  # at once, at most
 STEP_TOKENS = 2048  # of one step, at least; a prompt is never cut
@@ -123,33 +122,18 @@ class Engine:
             raise WorkerError("refused", f"at most {SEQUENCES} sequences are measured at once")
         tokens = np.arange(sequences * max(prompt, 1)) * 7919 % max(self._vocab, 1)
         prompts = tokens.astype(np.int32).reshape(sequences, -1)
-        read = self._rates(prompts, 1, sequences * prompt, repetitions)
-        written = self._rates(prompts[:, :1], generate, sequences * generate, repetitions)
-        told: dict[str, Any] = {
-            "prompt_tokens_per_s": median(read),
-            "generate_tokens_per_s": median(written),
-            "prompt_tokens": prompt,
-            "generate_tokens": generate,
-            "threads": self._threads,
-            "batch": self._steps,
-            "repetitions": repetitions,
-            "prompt_spread": (min(read), max(read)),
-            "generate_spread": (min(written), max(written)),
-            "cpu_share": None,
-            "sequences": sequences,
-        }
-        return Answer(told)
+        first = prompts[:, :1]
+        return Answer(
+            throughput(
+                lambda: self._spent(prompts, 1), lambda: self._spent(first, generate),
+                prompt=prompt, generate=generate, repetitions=repetitions, sequences=sequences,
+                threads=self._threads, batch=self._steps, on_cpu=False,
+            )
+        )  # fmt: skip
 
-    def _rates(
-        self, prompts: NDArray[np.int32], n: int, tokens: int, repetitions: int
-    ) -> list[float]:
-        """Tokens per second of each repetition, after one that warms up and does not count."""
-        rates = []
-        for _ in range(repetitions + 1):
-            start = time.perf_counter()
-            self._run(list(prompts), n, ends=False)
-            rates.append(tokens / (time.perf_counter() - start))
-        return rates[1:]
+    def _spent(self, prompts: NDArray[np.int32], n: int) -> float:
+        """Seconds for `n` tokens behind each prompt."""
+        return seconds(lambda: self._run(list(prompts), n, ends=False))
 
     def _run(
         self, prompts: Sequence[NDArray[np.int32]], n: int, *, ends: bool = True, **options: Any

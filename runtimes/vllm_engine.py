@@ -11,11 +11,9 @@ from __future__ import annotations
 import json
 import logging
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 
 from qconvert.runtimes.machine import available_bytes, peak_bytes
 from qconvert.runtimes.protocol import Answer, Handler, WorkerError
+from qconvert.runtimes.timed import seconds, throughput
 
 SEQUENCES = 128  # at once, at most
 STEP_TOKENS = 2048  # of one step, at least; a prompt is never cut
@@ -118,35 +117,19 @@ class Engine:
         vocab = int(self._llm.llm_engine.model_config.get_vocab_size())
         tokens = (np.arange(sequences * max(prompt, 1)) * 7919 % vocab).astype(np.int32)
         prompts = tokens.reshape(sequences, -1)
-        wall, cpu = time.perf_counter(), time.process_time()
-        read = self._rates(prompts, 1, sequences * prompt, repetitions)
-        written = self._rates(prompts[:, :1], generate, sequences * generate, repetitions)
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        told: dict[str, Any] = {
-            "prompt_tokens_per_s": median(read),
-            "generate_tokens_per_s": median(written),
-            "prompt_tokens": prompt,
-            "generate_tokens": generate,
-            "threads": self._threads,
-            "batch": self._llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens,
-            "repetitions": repetitions,
-            "prompt_spread": (min(read), max(read)),
-            "generate_spread": (min(written), max(written)),
-            "cpu_share": None if _on_gpu() else cpu / (wall * self._threads),
-            "sequences": sequences,
-        }
-        return Answer(told)
+        first = prompts[:, :1]
+        return Answer(
+            throughput(
+                lambda: self._spent(prompts, 1), lambda: self._spent(first, generate),
+                prompt=prompt, generate=generate, repetitions=repetitions, sequences=sequences,
+                threads=self._threads, on_cpu=not _on_gpu(),
+                batch=self._llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens,
+            )
+        )  # fmt: skip
 
-    def _rates(
-        self, prompts: NDArray[np.int32], n: int, tokens: int, repetitions: int
-    ) -> list[float]:
-        """Tokens per second of each repetition, after one that warms up and does not count."""
-        rates = []
-        for _ in range(repetitions + 1):
-            start = time.perf_counter()
-            self._run(list(prompts), n, ignore_eos=True)
-            rates.append(tokens / (time.perf_counter() - start))
-        return rates[1:]
+    def _spent(self, prompts: NDArray[np.int32], n: int) -> float:
+        """Seconds for `n` tokens behind each prompt."""
+        return seconds(lambda: self._run(list(prompts), n, ignore_eos=True))
 
     def _run(self, prompts: Sequence[NDArray[np.int32]], n: int, **options: Any) -> Sequence[Any]:
         if self._llm is None:

@@ -9,12 +9,10 @@ the logits have. Each is loaded by the first call that needs it.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from qconvert.runtimes.onnxruntime.genai import Genai
 from qconvert.runtimes.onnxruntime.graph import Levels, described, with_level
 from qconvert.runtimes.onnxruntime.plain import Plain
 from qconvert.runtimes.protocol import Answer, Handler, WorkerError
+from qconvert.runtimes.timed import seconds, throughput
 
 QDQ_LEVEL = "session.qdq_matmulnbits_accuracy_level"
 """Session option: the level of the MatMulNBits that ONNX Runtime makes of DequantizeLinear and
@@ -91,31 +90,18 @@ class Engine:
         prompts = _prompts(sequences, max(prompt, 1), self._vocab, genai.padding)
 
         def read() -> float:
-            return _seconds(lambda: genai.started(prompts, 1))
+            return seconds(lambda: genai.started(prompts, 1))
 
         def write() -> float:
             generator = genai.started(prompts[:, :1], generate + 1, stop=False)
             generator.generate_next_token()  # of logits that are there already
-            return _seconds(lambda: [generator.generate_next_token() for _ in range(generate)])
+            return seconds(lambda: [generator.generate_next_token() for _ in range(generate)])
 
         with _reported("failed"):
-            wall, cpu = time.perf_counter(), time.process_time()
-            reads = [sequences * prompt / read() for _ in range(repetitions + 1)][1:]
-            writes = [sequences * generate / write() for _ in range(repetitions + 1)][1:]
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        told: dict[str, Any] = {
-            "prompt_tokens_per_s": median(reads),
-            "generate_tokens_per_s": median(writes),
-            "prompt_tokens": prompt,
-            "generate_tokens": generate,
-            "threads": self._threads,
-            "batch": sequences * prompt,
-            "repetitions": repetitions,
-            "prompt_spread": (min(reads), max(reads)),
-            "generate_spread": (min(writes), max(writes)),
-            "cpu_share": cpu / (wall * self._threads),
-            "sequences": sequences,
-        }
+            told = throughput(
+                read, write, prompt=prompt, generate=generate, repetitions=repetitions,
+                sequences=sequences, threads=self._threads, batch=sequences * prompt,
+            )  # fmt: skip
         return Answer(told)
 
     @property
@@ -171,12 +157,6 @@ def _prompts(sequences: int, length: int, vocab: int, padding: int) -> NDArray[n
     tokens = np.arange(sequences * length) * 7919 % vocab
     tokens[tokens == padding] = (padding + 1) % vocab
     return tokens.astype(np.int32).reshape(sequences, length)
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 @contextmanager

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 
 from qconvert.runtimes.machine import peak_bytes
 from qconvert.runtimes.protocol import Answer, Handler, WorkerError
+from qconvert.runtimes.timed import throughput
 from qconvert.runtimes.tvm.folder import Facts, Unfit, read_facts
 
 CHUNK = 256  # tokens of a step, at most: activations stay within a cache
@@ -102,22 +101,12 @@ class Engine:
             for token in tokens[:generate]:
                 model.advance(int(token))
 
-        wall, cpu = time.perf_counter(), time.process_time()
-        prompts, generates = _rates(read, prompt, repetitions), _rates(write, generate, repetitions)
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        told: dict[str, Any] = {
-            "prompt_tokens_per_s": median(prompts),
-            "generate_tokens_per_s": median(generates),
-            "prompt_tokens": prompt,
-            "generate_tokens": generate,
-            "threads": self._threads,
-            "batch": CHUNK,
-            "repetitions": repetitions,
-            "prompt_spread": (min(prompts), max(prompts)),
-            "generate_spread": (min(generates), max(generates)),
-            "cpu_share": cpu / (wall * self._threads),
-        }
-        return Answer(told)
+        return Answer(
+            throughput(
+                read, write, prompt=prompt, generate=generate, repetitions=repetitions,
+                threads=self._threads, batch=CHUNK,
+            )
+        )  # fmt: skip
 
     def _prefilled(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
         """[1, vocab]: logits after all of `tokens`, from an empty context."""
@@ -156,16 +145,6 @@ def _reported() -> Iterator[None]:
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise WorkerError("failed", lines[0] if lines else type(error).__name__) from error
-
-
-def _rates(work: Callable[[], None], tokens: int, repetitions: int) -> list[float]:
-    """Tokens per second of each repetition, after one that warms up and does not count."""
-    rates = []
-    for _ in range(repetitions + 1):
-        start = time.perf_counter()
-        work()
-        rates.append(tokens / (time.perf_counter() - start))
-    return rates[1:]
 
 
 def _tokenizer(folder: Path) -> Any:
