@@ -25,7 +25,7 @@ class Form:
     held: Mapping[str, tuple[Held, str]]  # buffer -> shape and type
     joined: bool = False  # whether q, k and v become one linear, "qkv_proj_fused"
     scaled: frozenset[str] = field(default_factory=frozenset)
-    """Roles whose linears store COLUMN_SCALE, too, where the folder says that there are such."""
+    """Roles whose linears store COLUMN_SCALE, too."""
 
 
 def _matrix(rows: int, columns: int, group: int) -> Shape:
