@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -19,7 +20,7 @@ from qconvert.formats.refusal import MissingRuntime, refuse
 from qconvert.formats.source import Source
 from qconvert.formats.target import Reader
 from qconvert.runtimes import machine, reference
-from qconvert.runtimes.findings import CheckReport, RuntimeFacts, TextFacts, file_facts
+from qconvert.runtimes.findings import CheckReport, FileFacts, RuntimeFacts, TextFacts, file_facts
 from qconvert.runtimes.guarded import Guarded
 from qconvert.runtimes.judged import Found, Judged, Way, open_ways
 from qconvert.runtimes.loader import Loader
@@ -85,17 +86,30 @@ def check(
             if runtime is None
             else RuntimeFacts(runtime.name, runtime.version(), cores, session.notes)
         )
+    text = TextFacts(content.name, content.sha256, len(pieces.tokens), pieces.length, pieces.prefix)
+    report = _report(ways, found, file_facts(out, reader), str(source.folder), facts, text, max_kl)
+    return replace(report, seconds=time.perf_counter() - started)
+
+
+def _report(
+    ways: Sequence[Way],
+    found: Found,
+    file: FileFacts,
+    model: str,
+    runtime: RuntimeFacts | None,
+    text: TextFacts,
+    max_kl: float | None,
+) -> CheckReport:
+    """What was found, judged; how long it took is for the caller to say."""
     judged = Judged(ways, found, max_kl)
     return CheckReport(
         verdict="FAIL" if judged.reasons else "PASS",
         reasons=judged.reasons,
         notes=_notes(ways, found),
-        file=file_facts(out, reader),
-        model=str(source.folder),
-        runtime=facts,
-        text=TextFacts(
-            content.name, content.sha256, len(pieces.tokens), pieces.length, pieces.prefix
-        ),
+        file=file,
+        model=model,
+        runtime=runtime,
+        text=text,
         quantization=judged.quantization,
         runtime_adds=judged.first.adds,
         total=judged.first.total,
@@ -104,7 +118,7 @@ def check(
         tokens=found.tokens,
         tensors=tuple(found.tensors),
         max_kl=max_kl,
-        seconds=time.perf_counter() - started,
+        seconds=0.0,
         also=judged.also,
         loaders=tuple(found.loaders),
         as_told=judged.as_told,
