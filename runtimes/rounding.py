@@ -83,10 +83,9 @@ _KINDS: Mapping[str, Callable[[Any, float | None], Any]] = {
 
 def _kept_in_e2m1(values: Any, fixed: float) -> Any:
     """Of an NVFP4 cache: each 16 columns of a head have a scale in e4m3, times the stored one,
-    which is the largest magnitude / (6 * 448) in ModelOpt 0.47.
+    which is the largest magnitude / 448 in ModelOpt 0.47 (`export/unified_export_hf.py`).
 
-    TensorRT-LLM takes the stored scale as it is (modules/linear.py since TRTLLM_LOAD_KV_SCALES is
-    on by default); before, where that had to be set, it used 6 times as much. Read, not run.
+    TensorRT-LLM takes the stored scale as it is (modules/linear.py @ 00bbf71). Read, not run.
     """
     return round_inputs(values, InputRounding("fp4", E2M1_COLUMNS, fixed))
 
