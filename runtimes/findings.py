@@ -14,6 +14,74 @@ from qconvert.runtimes.runtime import Throughput
 from qconvert.runtimes.weights import TensorError
 
 
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+Stage = Literal["file", "settings", "tokens", "bytes", "loader", "runtime", "numbers"]
+"""Where a fault was seen, in the order in which causes come before their effects."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is wrong with an output: the check fails for it, whatever the gates say."""
+
+    stage: Stage
+    culprit: str
+    """What to look at: a tensor's name in the checkpoint, a setting ("rope_theta",
+    "chat_template", "bos_token_id", "tokenizer"), "block 7", the name of a loader or runtime."""
+    problem: str  # one sentence, with figures
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A figure, and where it lies with 95 % confidence."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One gate, and whether the output passes it. INCONCLUSIVE: `limit` is inside `found`."""
+
+    gate: str  # the option's name: "max-kl"
+    limit: float
+    found: Interval  # low and high are `value` where the figure is exact
+    verdict: Verdict
+    told: str  # one sentence; of an inconclusive one, what would decide
+
+
+@dataclass(frozen=True, slots=True)
+class LayerError:
+    """How far the hidden state after one block is from the reference, relative to it."""
+
+    block: int
+    quantization: float  # source -> file as decoded
+    runtime: float | None = None  # file as decoded -> runtime, where it lets its blocks be seen
+    expected: float | None = None  # of `runtime`, from its rounding of activations
+
+
+@dataclass(frozen=True, slots=True)
+class WorstToken:
+    """A position at which the output is furthest from the source."""
+
+    window: int
+    position: int
+    before: str  # some text up to the position
+    token: str  # what follows in the text
+    kl: float  # nats
+    source: str  # what the source puts first
+    output: str  # what the output puts first
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Positions by KL: `counts[i]` lie in edges[i] <= KL < edges[i + 1] nats; the first and the
+    last count hold what lies outside."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class FileFacts:
     """The output that was looked at."""
@@ -100,7 +168,7 @@ class CheckReport:
     """The outcome of a check. A distance is None where the runtime gave no logits, and so is all of
     a runtime where none was run: the file alone was looked at."""
 
-    verdict: Literal["PASS", "FAIL"]
+    verdict: Verdict
     reasons: tuple[str, ...]  # why it failed
     notes: tuple[str, ...]
     file: FileFacts
@@ -121,6 +189,12 @@ class CheckReport:
     as_told: Distance | None = None
     """Source -> file as decoded, activations and cache rounded as the file says, in float32 else.
     Without a runtime only, and where the file asks for that."""
+    findings: tuple[Finding, ...] = ()  # causes first
+    judgements: tuple[Judgement, ...] = ()
+    layers: tuple[LayerError, ...] = ()
+    worst: tuple[WorstToken, ...] = ()  # of the distance that gates are about
+    histogram: Histogram | None = None  # of the same
+    speed: BenchReport | None = None
 
     @property
     def passed(self) -> bool:

@@ -21,6 +21,8 @@ class Rows:
     nll_q: NDArray[np.float64]
     agree: NDArray[np.bool_]  # both put the same token first
     broken: int  # positions with a logit that is not finite
+    first_p: NDArray[np.intp]  # the token that `p` puts first
+    first_q: NDArray[np.intp]
 
     def __len__(self) -> int:
         return len(self.kl)
@@ -71,6 +73,8 @@ def join(parts: Sequence[Rows]) -> Rows:
         np.concatenate([part.nll_q for part in parts]),
         np.concatenate([part.agree for part in parts]),
         sum(part.broken for part in parts),
+        np.concatenate([part.first_p for part in parts]),
+        np.concatenate([part.first_q for part in parts]),
     )
 
 
@@ -120,12 +124,15 @@ def _compare_block(
     _, _, log_q = _exponentials(q)
     mean = np.einsum("ij,ij->i", exp_p, p - q, dtype=np.float64) / sum_p
     at = np.arange(len(following))
+    first_p, first_q = p.argmax(axis=-1), q.argmax(axis=-1)
     return Rows(
         np.where(good, np.maximum(mean - log_p + log_q, 0.0), np.nan),
         log_p - p[at, following],
         log_q - q[at, following],
-        np.equal(p.argmax(axis=-1), q.argmax(axis=-1)),
+        np.equal(first_p, first_q),
         int((~good).sum()),
+        first_p,
+        first_q,
     )
 
 

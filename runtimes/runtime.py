@@ -36,7 +36,11 @@ class Throughput:
 
 
 class Session(Protocol):
-    """A loaded model. Close it, or use it as a context manager."""
+    """A loaded model. Close it, or use it as a context manager.
+
+    One more method is looked for, of runtimes that let their blocks be seen: `blocks(tokens)`,
+    float32 [blocks, len(tokens), hidden], what each block gives to the next, from an empty context.
+    """
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """The runtime's own tokens of `text`, without BOS; `special` parses control tokens."""
