@@ -13,7 +13,6 @@ from qconvert.runtimes.measure import Distance
 from qconvert.runtimes.runtime import Throughput
 from qconvert.runtimes.weights import TensorError
 
-
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Stage = Literal["file", "settings", "tokens", "bytes", "loader", "runtime", "numbers"]
 """Where a fault was seen, in the order in which causes come before their effects."""
