@@ -11,32 +11,45 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
-from qconvert.formats.refusal import MissingRuntime, refuse
+from qconvert.formats.refusal import MissingRuntime
 from qconvert.formats.source import Source
 from qconvert.formats.target import Reader
-from qconvert.runtimes import machine, reference
-from qconvert.runtimes.findings import CheckReport, FileFacts, RuntimeFacts, TextFacts, file_facts
+from qconvert.runtimes import reference
+from qconvert.runtimes.findings import (
+    CheckReport,
+    Finding,
+    RuntimeFacts,
+    TextFacts,
+    file_facts,
+)
 from qconvert.runtimes.guarded import Guarded
 from qconvert.runtimes.judged import Found, Judged, Way, open_ways
 from qconvert.runtimes.loader import Loader
 from qconvert.runtimes.loading import read_by
-from qconvert.runtimes.measure import compare
-from qconvert.runtimes.noise import rounded, rounding_of, rounding_told
+from qconvert.runtimes.numbers import cache_notes, measure_windows, roundings_of
 from qconvert.runtimes.runtime import Runtime
-from qconvert.runtimes.spool import Spool
-from qconvert.runtimes.text import Text, Windows, cut, encoder, prefix, read_text, read_tokenizer
+from qconvert.runtimes.text import Encode
 from qconvert.runtimes.weights import WeightCheck
-
-NOISE_WINDOWS = 2  # the expected noise is measured on this many: each costs one more forward pass
+from qconvert.runtimes.yardstick import Progress, Yardstick, yardstick
 
 NO_RUNTIME = "no runtime was run: the file was decoded, and compared with its source"
 
-Progress = Callable[[str, int, int], None]
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """An output to be checked, and by what."""
+
+    path: Path
+    reader: Reader
+    runtime: Runtime | None  # None: the file alone is looked at
+    loaders: tuple[Loader, ...] = ()
+    floor: Path | None = None
+    """An unquantized output of the same model, for the runtime's own noise. Without a runtime it is
+    not used."""
+    known: tuple[Finding, ...] = ()  # what was found wrong before
 
 
 def check(
@@ -46,70 +59,107 @@ def check(
     reader: Reader,
     runtime: Runtime | None,
     loaders: Iterable[Loader] = (),
+    floor: Path | None = None,
     text_file: Path | None = None,
     windows: int = 8,
     length: int = 512,
     threads: int | None = None,
-    floor: Path | None = None,
     max_kl: float | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> CheckReport:
-    """Measure `out` against the model that it was made from, and judge it.
+    """Measure one output against the model that it was made from, and judge it: `yardstick` and
+    `check_output` in one."""
+    output = Output(out, reader, runtime, tuple(loaders), floor)
+    require(output)
+    with yardstick(
+        source, text_file=text_file, windows=windows, length=length, threads=threads,
+        encode=encoder_of(output, threads or 1, length), progress=progress,
+    ) as ruler:  # fmt: skip
+        return check_output(output, ruler, max_kl=max_kl, progress=progress)
 
-    `text_file` is UTF-8 text, by default the excerpt of wikitext-2 test that ships with us;
-    `floor` is an unquantized output of the same model, for the runtime's own noise. A runtime that
-    does not load the file, crashes or hangs makes the check fail, and so does what a loader finds
-    wrong; one that is not installed is a note. `MissingRuntime` when the runtime cannot be used
-    here at all; `Refused` when the text is too short, or the file is of another model. Without a
-    runtime, `floor` is not used. `progress(what, done, total)` counts windows.
-    """
-    started = time.perf_counter()
+
+def require(output: Output) -> None:
+    """`MissingRuntime` when its runtime cannot be used here at all."""
+    runtime = output.runtime
     reason = None if runtime is None else runtime.unavailable()
     if runtime is not None and reason is not None:
         raise MissingRuntime(runtime.name, reason, runtime.install)
-    _refuse_long_windows(source, length)
-    content, tokenizer = read_text(text_file), read_tokenizer(source.folder)
-    cores = threads or machine.physical_cores()
-    found = Found()
-    found.loaders, told = read_by(loaders, out, source)
+
+
+def encoder_of(output: Output, threads: int, context: int) -> Callable[[], Encode] | None:
+    """The runtime's own tokens, for a model without a tokenizer.json."""
+    runtime = output.runtime
+    if runtime is None:
+        return None
+
+    def opened() -> Encode:
+        def encode(text: str) -> Sequence[int]:
+            with runtime.open(output.path, threads=threads, context=context) as session:
+                return session.tokenize(text)
+
+        return encode
+
+    return opened
+
+
+def check_output(
+    output: Output,
+    ruler: Yardstick,
+    *,
+    max_kl: float | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> CheckReport:
+    """Measure one output with a yardstick, and judge it.
+
+    A runtime that does not load the file, crashes or hangs makes the check fail, and so does what a
+    loader finds wrong; one that is not installed is a note. `Refused` when the file is damaged, or
+    of another model. `progress(what, done, total)` counts windows.
+    """
+    started = time.perf_counter()
+    runtime, found = output.runtime, Found()
+    found.findings += output.known
+    found.loaders, told = read_by(output.loaders, output.path, ruler.source)
     found.notes += [*([NO_RUNTIME] if runtime is None else []), *told]
     with ExitStack() as stack:
-        ways = open_ways(runtime, out, cores, length, stack)
-        session = ways[0].session if ways else Guarded(None, "none is run")
-        pieces = _cut(content, source.folder, tokenizer, session, windows, length)
+        ways = open_ways(runtime, output.path, ruler.threads, ruler.pieces.length, stack)
         if runtime is not None:
-            _tokens(runtime, tokenizer, session, found)
-        with _source(source, pieces, runtime, floor, cores, found, progress) as spool:
-            _decoded(source, reader, pieces, ways, spool, cores, found, progress)
+            _tokens(runtime, ruler, ways[0].session, found)
+            _floor(runtime, output.floor, ruler, found)
+        _decoded(output.reader, ruler, ways, found, progress)
         facts = (
             None
             if runtime is None
-            else RuntimeFacts(runtime.name, runtime.version(), cores, session.notes)
+            else RuntimeFacts(runtime.name, runtime.version(), ruler.threads, ways[0].session.notes)
         )
-    text = TextFacts(content.name, content.sha256, len(pieces.tokens), pieces.length, pieces.prefix)
-    report = _report(ways, found, file_facts(out, reader), str(source.folder), facts, text, max_kl)
-    return replace(report, seconds=time.perf_counter() - started)
+    judged = Judged(ways, found, max_kl)
+    return _report(output, ruler, judged, found, ways, facts, started)
 
 
 def _report(
-    ways: Sequence[Way],
+    output: Output,
+    ruler: Yardstick,
+    judged: Judged,
     found: Found,
-    file: FileFacts,
-    model: str,
+    ways: Sequence[Way],
     runtime: RuntimeFacts | None,
-    text: TextFacts,
-    max_kl: float | None,
+    started: float,
 ) -> CheckReport:
-    """What was found, judged; how long it took is for the caller to say."""
-    judged = Judged(ways, found, max_kl)
+    text = ruler.pieces.text
     return CheckReport(
-        verdict="FAIL" if judged.reasons else "PASS",
-        reasons=judged.reasons,
+        verdict="FAIL" if judged.findings else "PASS",
+        reasons=tuple(one.problem for one in judged.findings),
+        findings=tuple(judged.findings),
         notes=_notes(ways, found),
-        file=file,
-        model=model,
+        file=file_facts(output.path, output.reader),
+        model=str(ruler.source.folder),
         runtime=runtime,
-        text=text,
+        text=TextFacts(
+            text.name,
+            text.sha256,
+            len(ruler.pieces.tokens),
+            ruler.pieces.length,
+            ruler.pieces.prefix,
+        ),
         quantization=judged.quantization,
         runtime_adds=judged.first.adds,
         total=judged.first.total,
@@ -117,125 +167,51 @@ def _report(
         noise=judged.first.noise,
         tokens=found.tokens,
         tensors=tuple(found.tensors),
-        max_kl=max_kl,
-        seconds=0.0,
+        max_kl=None,
+        seconds=time.perf_counter() - started,
         also=judged.also,
         loaders=tuple(found.loaders),
         as_told=judged.as_told,
+        layers=found.layers,
     )
 
 
-def _refuse_long_windows(source: Source, length: int) -> None:
-    most = source.config.get("max_position_embeddings") or source.config.get("n_positions")
-    if most and length > most:
-        raise refuse(
-            f"windows of {length} tokens do not fit the model's {most} positions",
-            f"--length {most}",
-        )
-
-
-def _cut(
-    content: Text,
-    folder: Path,
-    tokenizer: Tokenizer | None,
-    session: Guarded,
-    count: int,
-    length: int,
-) -> Windows:
-    if tokenizer is not None:
-        front = prefix(folder, tokenizer)
-        return cut(content, encoder(tokenizer), count=count, length=length, prefix=front)
-    if session.session is None:
-        raise refuse(f"{folder} has no tokenizer.json, and the runtime fails: {session.failure}")
-    return cut(content, session.session.tokenize, count=count, length=length)
-
-
-def _tokens(runtime: Runtime, tokenizer: Tokenizer | None, session: Guarded, found: Found) -> None:
+def _tokens(runtime: Runtime, ruler: Yardstick, session: Guarded, found: Found) -> None:
     """The runtime's tokens beside the model's, but for characters that it is known to misread."""
-    if tokenizer is None:
+    if ruler.tokenizer is None:
         found.notes.append("no tokenizer.json: the runtime's own tokens, not compared")
         return
     misreads = getattr(runtime, "misreads", {})
-    found.tokens = session.tokens(tokenizer, "".join(misreads))
+    found.tokens = session.tokens(ruler.tokenizer, "".join(misreads))
     found.notes.extend(f"{why}; left out of the comparison" for why in misreads.values())
 
 
-def _source(
-    source: Source,
-    pieces: Windows,
-    runtime: Runtime | None,
-    floor: Path | None,
-    threads: int,
-    found: Found,
-    progress: Progress,
-) -> Spool:
-    """The source's logits, kept; the runtime's noise floor on the way."""
-    model = reference.from_folder(source.folder, threads=threads)
-    count = len(pieces.tokens)
-    spool = Spool(count, pieces.length, model.vocab)
-    if floor is None or runtime is None:
-        unquantized = Guarded(None)
-    else:
-        unquantized = Guarded.open(runtime, floor, threads=threads, context=pieces.length)
-    with unquantized:
-        for number, tokens in enumerate(pieces.tokens):
-            progress("source model", number, count)
-            logits = model.logits(tokens)
-            spool.put(number, logits)
-            there = unquantized.logits(tokens, model.vocab)
-            if there is not None:
-                found.floor.append(compare(logits, there, tokens))
-        progress("source model", count, count)
-    if unquantized.failure:
-        found.notes.append(f"no noise floor: {unquantized.failure}")
-        found.floor.clear()
-    return spool
+def _floor(runtime: Runtime, unquantized: Path | None, ruler: Yardstick, found: Found) -> None:
+    if unquantized is None:
+        return
+    floor = ruler.floor(runtime, unquantized)
+    found.floor.extend(floor.rows)
+    if floor.failure:
+        found.notes.append(f"no noise floor: {floor.failure}")
 
 
 def _decoded(
-    source: Source,
     reader: Reader,
-    pieces: Windows,
+    ruler: Yardstick,
     ways: Sequence[Way],
-    spool: Spool,
-    threads: int,
     found: Found,
     progress: Progress,
 ) -> None:
-    """The decoded file beside the source, and the runtime, in each way, beside both; without one,
-    the decoded file with activations rounded as it says."""
-    weighing = WeightCheck(source, reader)
-    model = reference.from_weights(source, reader.weights(source), threads=threads, seen=weighing)
+    """The decoded file beside its source, tensor by tensor and in what it computes."""
+    weighing = WeightCheck(ruler.source, reader)
+    model = reference.from_weights(
+        ruler.source, reader.weights(ruler.source), threads=ruler.threads, seen=weighing
+    )
     found.tensors.extend(weighing.errors)
     found.notes.extend([weighing.note] if weighing.note else [])
-    roundings = [rounding_of(way.runtime, way.session.session, reader, source) for way in ways]
-    told = rounding_told(reader, source)
-    costs = not ways and bool(told.inputs or told.cache)
-    found.notes.extend(
-        str(getattr(way.runtime, "cuts_cache", ""))
-        for way, rounding in zip(ways, roundings, strict=True)
-        if rounding.cache and rounding.cache_cut
-    )
-    count = len(pieces.tokens)
-    for number, tokens in enumerate(pieces.tokens):
-        progress("file and runtime", number, count)
-        original, decoded = spool.get(number), model.logits(tokens)
-        found.quantization.append(compare(original, decoded, tokens))
-        if costs:
-            with rounded(model, told):
-                found.as_told.append(compare(original, model.logits(tokens), tokens))
-        for way, rounding in zip(ways, roundings, strict=True):
-            there = way.session.logits(tokens, model.vocab)
-            if there is None:
-                continue
-            way.adds.append(compare(decoded, there, tokens))
-            way.total.append(compare(original, there, tokens))
-            if number < NOISE_WINDOWS:
-                with rounded(model, rounding):
-                    explained = model.logits(tokens)
-                way.expected.append(compare(decoded, explained, tokens))
-                way.beyond.append(compare(explained, there, tokens))
-    progress("file and runtime", count, count)
+    roundings = roundings_of(ways, reader, ruler)
+    found.notes.extend(cache_notes(ways, roundings))
+    measure_windows(model, reader, ways, roundings, ruler, found, progress)
 
 
 def _notes(ways: Sequence[Way], found: Found) -> tuple[str, ...]:

@@ -6,13 +6,24 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 from qconvert.runtimes import verdict
-from qconvert.runtimes.findings import LoaderFacts, Noise, OtherWay, TokenParity
+from qconvert.runtimes.findings import (
+    Finding,
+    LayerError,
+    LoaderFacts,
+    Noise,
+    OtherWay,
+    Stage,
+    TokenParity,
+)
 from qconvert.runtimes.guarded import Guarded
 from qconvert.runtimes.measure import Distance, Rows, summarise
 from qconvert.runtimes.runtime import Runtime
 from qconvert.runtimes.weights import TensorError
+
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 @dataclass(slots=True)
@@ -36,6 +47,9 @@ class Found:
     as_told: list[Rows] = field(default_factory=list)  # activations rounded as the file says
     floor: list[Rows] = field(default_factory=list)
     tensors: list[TensorError] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)  # of files, settings and tensors
+    layers: tuple[LayerError, ...] = ()
+    block: int | None = None  # the first whose output leaves the noise in the runtime
     tokens: TokenParity | None = None
     loaders: list[LoaderFacts] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -81,7 +95,7 @@ def _measured(way: Way, floor: Sequence[Rows]) -> Measured:
 
 
 class Judged:
-    """Distances of a check, and the reasons for which it fails."""
+    """Distances of a check, and what is wrong, causes first."""
 
     def __init__(self, ways: Sequence[Way], found: Found, max_kl: float | None) -> None:
         self.quantization = summarise(found.quantization)
@@ -90,26 +104,36 @@ class Judged:
         measured = [_measured(way, found.floor) for way in ways]
         self.first = measured[0] if measured else Measured()
         self.also = _other(ways[1], measured[1]) if len(ways) > 1 else None
-        self.reasons = (
-            *verdict.loader_problems(found.loaders),
-            *verdict.tensor_faults(found.tensors),
-            *verdict.token_faults(found.tokens),
-            *(
-                reason
-                for one in measured
-                for reason in verdict.runtime_failure(one.name, one.failure)
+        self.findings = sorted(
+            (
+                *found.findings,
+                *verdict.loader_problems(found.loaders),
+                *verdict.tensor_faults(found.tensors),
+                *verdict.token_faults(found.tokens),
+                *(
+                    problem
+                    for one in measured
+                    for problem in verdict.runtime_failure(one.name, one.failure)
+                ),
+                *verdict.broken_logits("file as decoded", self.quantization),
+                *verdict.broken_logits("file as decoded, activations rounded", self.as_told),
+                *(
+                    problem
+                    for one in measured
+                    for problem in (
+                        *verdict.broken_logits(one.name, one.adds),
+                        *verdict.runtime_noise(one.name, one.noise, found.block),
+                    )
+                ),
+                *verdict.too_far("", self.first.total or self.as_told or self.quantization, max_kl),
+                *(
+                    problem
+                    for one in measured[1:]
+                    if one.total is not None
+                    for problem in verdict.too_far(one.name, one.total, max_kl)
+                ),
             ),
-            *verdict.broken_logits("file as decoded", self.quantization),
-            *verdict.broken_logits("file as decoded, activations rounded", self.as_told),
-            *(reason for one in measured for reason in verdict.broken_logits(one.name, one.adds)),
-            *(reason for one in measured for reason in verdict.runtime_noise(one.name, one.noise)),
-            *verdict.too_far("", self.first.total or self.as_told or self.quantization, max_kl),
-            *(
-                reason
-                for one in measured[1:]
-                if one.total is not None
-                for reason in verdict.too_far(one.name, one.total, max_kl)
-            ),
+            key=lambda one: STAGES.index(one.stage),
         )
 
 

@@ -1,10 +1,10 @@
-"""The rules by which a check passes or fails. Each gives its reasons; none means that it holds."""
+"""The rules that every output must keep, whatever the gates. Nothing found: it keeps them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from qconvert.runtimes.findings import LoaderFacts, Noise, TokenParity
+from qconvert.runtimes.findings import Finding, LoaderFacts, Noise, TokenParity
 from qconvert.runtimes.measure import Distance
 from qconvert.runtimes.weights import TensorError
 
@@ -23,60 +23,72 @@ def noise_limit(expected: Distance, floor: Distance | None) -> float:
     return max(NOISE_FACTOR * explained, SMALLEST_LIMIT)
 
 
-def tensor_faults(errors: Sequence[TensorError]) -> Iterator[str]:
+def tensor_faults(errors: Sequence[TensorError]) -> Iterator[Finding]:
     """Tensors that are further from the source than their bits explain."""
     wrong = sorted((error for error in errors if not error.ok), key=lambda error: -error.error)
     for error in wrong[:SHOWN]:
-        yield (
+        yield Finding(
+            "bytes",
+            error.name,
             f"{error.name} is not what the model holds: row {error.row} is off by"
             f" {error.worst_row:.0%} (rounding explains at most {error.limit:.0%};"
-            f" whole tensor {error.error:.1%})"
+            f" whole tensor {error.error:.1%})",
         )
     if len(wrong) > SHOWN:
-        yield f"{len(wrong) - SHOWN} more tensors are not what the model holds"
+        more = f"{len(wrong) - SHOWN} more tensors are not what the model holds"
+        yield Finding("bytes", wrong[SHOWN].name, more)
 
 
-def loader_problems(loaders: Sequence[LoaderFacts]) -> Iterator[str]:
+def loader_problems(loaders: Sequence[LoaderFacts]) -> Iterator[Finding]:
     for one in loaders:
         who = one.version or one.name
-        yield from (f"{who} does not load it as it is meant: {problem}" for problem in one.problems)
+        for problem in one.problems:
+            told = f"{who} does not load it as it is meant: {problem}"
+            yield Finding("loader", one.name, told)
 
 
-def broken_logits(where: str, distance: Distance | None) -> Iterator[str]:
+def broken_logits(where: str, distance: Distance | None) -> Iterator[Finding]:
     if distance is not None and distance.broken:
         share = f"{distance.broken} of {distance.positions} positions"
-        yield f"{where}: logits at {share} are not finite"
+        yield Finding("numbers", where, f"{where}: logits at {share} are not finite")
 
 
-def runtime_failure(name: str, failure: str) -> Iterator[str]:
+def runtime_failure(name: str, failure: str) -> Iterator[Finding]:
     if failure:
-        yield failure if failure.startswith(name) else f"{name}: {failure}"
+        told = failure if failure.startswith(name) else f"{name}: {failure}"
+        yield Finding("runtime", name, told)
 
 
-def runtime_noise(name: str, noise: Noise | None) -> Iterator[str]:
+def runtime_noise(name: str, noise: Noise | None, block: int | None = None) -> Iterator[Finding]:
+    """`block`: the first whose output leaves the noise, where it is known."""
     if noise is None or noise.adds.kl_mean <= noise.limit:
         return
     parts = f"{noise.expected.kl_mean:.2g} expected from its rounding of activations"
     if noise.floor is not None:
         parts += f", {noise.floor.kl_mean:.2g} on an unquantized file"
-    yield (
+    where = "" if block is None else f"; block {block} is the first that leaves the noise"
+    yield Finding(
+        "numbers",
+        name if block is None else f"block {block}",
         f"{name} does not compute what the file says: KL {noise.adds.kl_mean:.3g} nats from the"
-        f" decoded file, where at most {noise.limit:.2g} is explained ({parts})"
+        f" decoded file, where at most {noise.limit:.2g} is explained ({parts}){where}",
     )
 
 
-def token_faults(parity: TokenParity | None) -> Iterator[str]:
+def token_faults(parity: TokenParity | None) -> Iterator[Finding]:
     if parity is None or not parity.mismatches:
         return
     first = parity.examples[0]
-    yield (
+    yield Finding(
+        "tokens",
+        "tokenizer",
         f"{parity.mismatches} of {parity.strings} strings get other tokens than from the model's"
-        f" tokenizer, such as {first.text!r}: {list(first.expected)} became {list(first.runtime)}"
+        f" tokenizer, such as {first.text!r}: {list(first.expected)} became {list(first.runtime)}",
     )
 
 
-def too_far(where: str, distance: Distance, max_kl: float | None) -> Iterator[str]:
+def too_far(where: str, distance: Distance, max_kl: float | None) -> Iterator[Finding]:
     """`where`: the way of running the file, in front of the reason; empty for the first."""
     if max_kl is not None and not distance.kl_mean <= max_kl:
         told = f"KL from the source is {distance.kl_mean:.4g} nats, more than {max_kl:g} (--max-kl)"
-        yield f"{where}: {told}" if where else told
+        yield Finding("numbers", "max-kl", f"{where}: {told}" if where else told)
