@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from qconvert.formats.target import Reader
+from qconvert.runtimes.gate.intervals import Interval as Interval
 from qconvert.runtimes.measure import Distance
 from qconvert.runtimes.runtime import Throughput
 from qconvert.runtimes.weights import TensorError
@@ -27,15 +28,6 @@ class Finding:
     """What to look at: a tensor's name in the checkpoint, a setting ("rope_theta",
     "chat_template", "bos_token_id", "tokenizer"), "block 7", the name of a loader or runtime."""
     problem: str  # one sentence, with figures
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A figure, and where it lies with 95 % confidence."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from qconvert.runtimes.gate.intervals import Interval, of_mean, of_quantile, of_share, runs_of
+
 ROWS = 16  # positions at a time: what is in work stays in the cache
+QUANTILES = (0.5, 0.99, 0.999)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +32,34 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class Distance:
-    """KL(p || q) in nats and its like, over all positions that predict a token of the text.
+class Intervals:
+    """Where the figures of a `Distance` lie with 95 % confidence (see `gate.intervals`)."""
 
-    Errors are standard errors of a mean over positions taken as independent; `p` is the reference.
-    """
+    kl_mean: Interval
+    kl_median: Interval
+    kl_p99: Interval
+    kl_p999: Interval
+    top1: Interval
+    perplexity_ratio: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """KL(p || q) in nats and its like, over all positions that predict a token of the text; `p` is
+    the reference."""
 
     positions: int
     kl_mean: float
-    kl_error: float
     kl_median: float
     kl_p99: float
+    kl_p999: float
     kl_max: float
     perplexity_p: float
     perplexity_q: float
     perplexity_ratio: float  # q over p
-    perplexity_ratio_error: float  # paired by position
     top1: float  # share of positions, 0 to 1
     broken: int  # positions with logits that are not finite, left out of all of the above
+    intervals: Intervals | None = None  # None: not asked for, or nothing finite
 
 
 def compare(p: NDArray[np.float32], q: NDArray[np.float32], tokens: Sequence[int]) -> Rows:
@@ -78,27 +91,54 @@ def join(parts: Sequence[Rows]) -> Rows:
     )
 
 
-def summarise(parts: Sequence[Rows]) -> Distance:
-    """One `Distance` over the positions of all `parts` that are finite."""
+def summarise(parts: Sequence[Rows], *, intervals: bool = False) -> Distance:
+    """One `Distance` over the positions of all `parts` that are finite. `parts` are windows of a
+    text: with `intervals`, neighbours within one are not taken as independent."""
     rows = join(parts)
     good = np.isfinite(rows.kl)
     if not good.any():
         return _nothing(len(rows), rows.broken)
     kl, nll_p, nll_q = rows.kl[good], rows.nll_p[good], rows.nll_q[good]
-    ratio, ratio_error = _ratio(nll_q - nll_p)
+    ordered = np.sort(kl)
+    median, p99, p999 = (float(np.quantile(ordered, share)) for share in QUANTILES)
+    found = None
+    if intervals:
+        windows = [int(np.isfinite(part.kl).sum()) for part in parts]
+        found = _intervals(windows, kl, ordered, nll_q - nll_p, rows.agree[good])
     return Distance(
         positions=len(rows),
         kl_mean=float(kl.mean()),
-        kl_error=_standard_error(kl),
-        kl_median=float(np.median(kl)),
-        kl_p99=float(np.quantile(kl, 0.99)),
-        kl_max=float(kl.max()),
+        kl_median=median,
+        kl_p99=p99,
+        kl_p999=p999,
+        kl_max=float(ordered[-1]),
         perplexity_p=_exp(float(nll_p.mean())),
         perplexity_q=_exp(float(nll_q.mean())),
-        perplexity_ratio=ratio,
-        perplexity_ratio_error=ratio_error,
+        perplexity_ratio=_exp(float((nll_q - nll_p).mean())),
         top1=float(rows.agree[good].mean()),
         broken=rows.broken,
+        intervals=found,
+    )
+
+
+def _intervals(
+    windows: Sequence[int],
+    kl: NDArray[np.float64],
+    ordered: NDArray[np.float64],
+    differences: NDArray[np.float64],
+    agree: NDArray[np.bool_],
+) -> Intervals:
+    """All from the same draws. `differences`: of -log of the probability of each next token."""
+    runs = runs_of(windows)
+    mean, ratio = of_mean(runs, kl), of_mean(runs, differences)
+    median, p99, p999 = (of_quantile(runs, kl, ordered, share) for share in QUANTILES)
+    return Intervals(
+        kl_mean=Interval(mean.value, max(mean.low, 0.0), mean.high),
+        kl_median=median,
+        kl_p99=p99,
+        kl_p999=p999,
+        top1=of_share(runs, agree),
+        perplexity_ratio=Interval(_exp(ratio.value), _exp(ratio.low), _exp(ratio.high)),
     )
 
 
@@ -106,7 +146,7 @@ def _nothing(positions: int, broken: int) -> Distance:
     unknown = math.nan
     return Distance(
         positions, unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown, unknown,
-        unknown, broken,
+        broken,
     )  # fmt: skip
 
 
@@ -149,16 +189,6 @@ def _exponentials(
 def _blocks(n: int) -> Iterator[tuple[int, int]]:
     for start in range(0, n, ROWS):
         yield start, min(start + ROWS, n)
-
-
-def _standard_error(values: NDArray[np.float64]) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-
-
-def _ratio(difference: NDArray[np.float64]) -> tuple[float, float]:
-    """exp of the mean, and its standard error to first order."""
-    ratio = _exp(float(difference.mean()))
-    return ratio, ratio * _standard_error(difference)
 
 
 def _exp(value: float) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from qconvert.runtimes.gate.intervals import Interval
 from qconvert.runtimes.measure import compare, summarise
 
 
@@ -34,7 +36,6 @@ def test_kl_perplexity_and_agreement_by_hand() -> None:
     assert found.kl_mean == pytest.approx(math.log(2) / 8, abs=1e-7)
     assert found.kl_median == pytest.approx(math.log(2) / 8, abs=1e-7)
     assert found.kl_max == pytest.approx(math.log(2) / 4, abs=1e-7)
-    assert found.kl_error == pytest.approx(math.log(2) / 8, abs=1e-7)  # of 0 and x: x / 2
     # Next tokens are 2 and 0: p gives 1/2 and 1/4, q gives 1/4 and 1/4.
     assert found.perplexity_p == pytest.approx(math.sqrt(8), rel=1e-6)
     assert found.perplexity_q == pytest.approx(4, rel=1e-6)
@@ -91,6 +92,41 @@ def test_windows_are_joined() -> None:
     found = summarise(halves)
     assert found.positions == 38
     assert found.kl_mean == pytest.approx(np.mean([half.kl.mean() for half in halves]))
+
+
+def test_intervals_hold_the_figures_and_are_the_same_each_time() -> None:
+    parts = []
+    for seed in range(4):
+        p = random_logits(200, 40, 2.0, seed)
+        parts.append(compare(p, p + random_logits(200, 40, 0.3, 50 + seed), list(range(40)) * 5))
+    found, again = (summarise(parts, intervals=True) for _ in range(2))
+    assert found == again
+    assert found.intervals is not None
+    for name in ("kl_mean", "kl_median", "kl_p99", "kl_p999", "top1", "perplexity_ratio"):
+        interval = getattr(found.intervals, name)
+        assert interval.value == pytest.approx(getattr(found, name), rel=1e-12)
+        assert interval.low < interval.value <= interval.high
+    assert found.intervals.kl_p999.high == math.inf  # nothing is known beyond 796 positions
+    assert summarise(parts).intervals is None
+    assert replace(found, intervals=None) == summarise(parts)
+
+
+def test_a_comparison_with_itself_has_no_width_but_for_agreement() -> None:
+    """Positions that all agree leave some room for those that were not looked at."""
+    p = random_logits(300, 30, 2.0, 3)
+    found = summarise([compare(p, p, [1] * 300)], intervals=True).intervals
+    assert found is not None
+    assert (found.kl_mean.low, found.kl_mean.high) == (0.0, pytest.approx(0.0, abs=1e-12))
+    assert found.perplexity_ratio == Interval(1.0, 1.0, 1.0)
+    assert 0.97 < found.top1.low < 0.995
+    assert found.top1.high == 1.0
+
+
+def test_positions_that_are_not_finite_are_in_no_interval() -> None:
+    p, q = random_logits(100, 30, 1.0, 5), random_logits(100, 30, 1.0, 6)
+    cut = summarise([compare(p[:90], q[:90], [0] * 90)], intervals=True).intervals
+    q[89:99, 7] = np.nan
+    assert summarise([compare(p, q, [0] * 100)], intervals=True).intervals == cut
 
 
 def test_shapes_must_agree() -> None:

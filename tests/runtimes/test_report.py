@@ -22,8 +22,7 @@ from qconvert.runtimes.weights import TensorError
 
 def distance(kl: float, perplexity: float) -> Distance:
     return Distance(
-        4088, kl, kl / 50, kl / 2, kl * 9, kl * 40, 29.23, perplexity, perplexity / 29.23, 0.01,
-        0.81, 0,
+        4088, kl, kl / 2, kl * 9, kl * 20, kl * 40, 29.23, perplexity, perplexity / 29.23, 0.81, 0,
     )  # fmt: skip
 
 

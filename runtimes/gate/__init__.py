@@ -1,0 +1,1 @@
+"""Gates: what is asked of an output, whether it is met, and how surely; the record of a check."""
