@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -188,14 +189,31 @@ class Model:
         self._handle = library.load(path, loading)
         self._vocab = api.llama_model_get_vocab(self._handle)
         self.vocab = int(api.llama_vocab_n_tokens(self._vocab))
-        params = library.defaults("llama_context_params")
-        params.plain.n_ctx = context
-        params.plain.n_threads = params.plain.n_threads_batch = self.threads = threads
-        self._context = library.context(self._handle, params)
+        self.threads, self._asked = threads, context
+        self._context = self._new_context()
         self.capacity = int(api.llama_n_ctx(self._context))
         self.step = int(api.llama_n_batch(self._context))
         self.ubatch = int(api.llama_n_ubatch(self._context))
         self._batch = api.llama_batch_init(self.step, 0, 1)
+
+    def _new_context(self, callback: Any = None) -> Any:
+        params = self._library.defaults("llama_context_params")
+        params.plain.n_ctx = self._asked
+        params.plain.n_threads = params.plain.n_threads_batch = self.threads
+        if callback is not None:
+            params.plain.cb_eval = callback
+        return self._library.context(self._handle, params)
+
+    @contextmanager
+    def watched(self, callback: Any) -> Iterator[None]:
+        """Within: all is computed in a context of its own, which shows its tensors to `callback`, a
+        `ggml_backend_sched_eval_callback`."""
+        plain, self._context = self._context, self._new_context(callback)
+        try:
+            yield
+        finally:
+            watching, self._context = self._context, plain
+            self._api.llama_free(watching)
 
     def tokenize(self, text: str, special: bool) -> NDArray[np.int32]:
         """Tokens of `text`, no BOS or EOS added."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.runtimes.llamacpp_binding import Library, Model
+from qconvert.runtimes.llamacpp_blocks import blocks
 from qconvert.runtimes.machine import peak_bytes
 from qconvert.runtimes.protocol import Answer, Handler, Service, WorkerError
 from qconvert.runtimes.timed import seconds, throughput
@@ -28,6 +29,7 @@ class LlamaCppWorker:
             "load": self.load,
             "tokenize": self.tokenize,
             "logits": self.logits,
+            "blocks": self.blocks,
             "generate": self.generate,
             "throughput": self.throughput,
             "memory": self.memory,
@@ -42,13 +44,16 @@ class LlamaCppWorker:
             self._library(), path, threads=threads, context=max(context, 2), repack=repack
         )
         self.model.logits(np.zeros(2, np.int32))
-        return Answer({"vocab": self.model.vocab, "context": self.model.capacity})
+        return Answer({"vocab": self.model.vocab, "context": self.model.capacity, "blocks": True})
 
     def tokenize(self, text: str, special: bool) -> Answer:
         return Answer(arrays=[self._model().tokenize(text, special)])
 
     def logits(self, tokens: NDArray[np.int32]) -> Answer:
         return Answer(arrays=[self._model().logits(tokens)])
+
+    def blocks(self, tokens: NDArray[np.int32]) -> Answer:
+        return Answer(arrays=[blocks(self._library(), self._model(), tokens)])
 
     def generate(self, tokens: NDArray[np.int32], n: int) -> Answer:
         return Answer(arrays=[self._model().generate(tokens, n)])

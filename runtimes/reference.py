@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from qconvert.formats.refusal import MissingRuntime, Reason, Refused
 from qconvert.formats.source import Source
+from qconvert.runtimes.blocks import block_list, first, watched
 
 ATTENTION = "eager"
 INSTALL = "pip install qconvert"
@@ -54,6 +55,23 @@ class Reference:
             torch.set_num_threads(before)
         array: NDArray[np.float32] = found.float().numpy()
         return array
+
+    def blocks(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """[blocks, len(tokens), hidden]: what each block gives to the next."""
+        return self.logits_and_blocks(tokens)[1]
+
+    def logits_and_blocks(
+        self, tokens: Sequence[int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """`logits` and `blocks`, of one pass."""
+        count = self.model.config.get_text_config().num_hidden_layers
+        with watched(block_list(self.model, count), first) as seen:
+            logits = self.logits(tokens)
+        if len(seen) != count:
+            raise ValueError(
+                f"{type(self.model).__name__}: {len(seen)} of {count} blocks were seen"
+            )
+        return logits, np.stack(seen)
 
 
 def from_folder(folder: Path, *, threads: int) -> Reference:

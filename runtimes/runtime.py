@@ -39,7 +39,8 @@ class Session(Protocol):
     """A loaded model. Close it, or use it as a context manager.
 
     One more method is looked for, of runtimes that let their blocks be seen: `blocks(tokens)`,
-    float32 [blocks, len(tokens), hidden], what each block gives to the next, from an empty context.
+    float32 [blocks, len(tokens), hidden], what each block gives to the next, from an empty context;
+    `Refused` where those of this model cannot be seen.
     """
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:

@@ -16,7 +16,8 @@ from qconvert.runtimes.runtime import Throughput
 
 class WorkerSession:
     """A `Session` whose model lives in a worker that answers `load`, `tokenize`, `logits`,
-    `generate`, `throughput` and `memory`; see `protocol`."""
+    `generate`, `throughput` and `memory`; see `protocol`. It has `blocks` where the worker says of
+    a loaded model that it answers that, too."""
 
     def __init__(
         self,
@@ -40,6 +41,8 @@ class WorkerSession:
         # What a reader of figures should know, one line each: kernels that the log names, ...
         self.notes = (*notes, *told.get("notes", ()))
         self.dtype: str | None = told.get("dtype")  # in which it computes, where it says so
+        if told.get("blocks", False):
+            self.blocks = self._blocks
 
     @property
     def pid(self) -> int:
@@ -52,6 +55,10 @@ class WorkerSession:
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         reply = self._worker.call("logits", [np.asarray(tokens, np.int32)])
+        return cast(NDArray[np.float32], reply.arrays[0])
+
+    def _blocks(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        reply = self._worker.call("blocks", [np.asarray(tokens, np.int32)])
         return cast(NDArray[np.float32], reply.arrays[0])
 
     def generate(self, tokens: Sequence[int], n: int) -> list[int]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qconvert.runtimes.blocks import block_list, summed, watched
 from qconvert.runtimes.machine import available_bytes, peak_bytes
 from qconvert.runtimes.protocol import Answer, Handler, WorkerError
 from qconvert.runtimes.timed import seconds, throughput
@@ -38,6 +39,7 @@ def handlers() -> Mapping[str, Handler]:
         "load": engine.load,
         "tokenize": engine.tokenize,
         "logits": engine.logits,
+        "blocks": engine.blocks,
         "generate": engine.generate,
         "throughput": engine.throughput,
         "memory": lambda: Answer(peak_bytes()),
@@ -78,6 +80,7 @@ class Engine:
                 "vocab": int(config.get_vocab_size()),
                 "context": context,
                 "dtype": str(config.dtype).removeprefix("torch."),
+                "blocks": eager,  # a compiled model runs past the hooks of its modules
                 "notes": notes,
             }
         )
@@ -104,6 +107,22 @@ class Engine:
         if len(found) != len(tokens):
             raise WorkerError("failed", f"gave logits at {len(found)} of {len(tokens)} positions")
         return Answer(arrays=[found])
+
+    def blocks(self, tokens: NDArray[np.int32]) -> Answer:
+        """[blocks, n, hidden], by hooks of this one call."""
+        count = int(self._llm.llm_engine.model_config.hf_text_config.num_hidden_layers)
+        (found,) = self._llm.apply_model(lambda model: self._watched(model, count, tokens))
+        if len(found) != count or any(len(one) != len(tokens) for one in found):
+            told = f"vLLM shows {len(found)} of its {count} blocks"
+            raise WorkerError("refused", f"{told}, at {[len(one) for one in found[:1]]} positions")
+        return Answer(arrays=[np.stack(found)])
+
+    def _watched(
+        self, model: Any, count: int, tokens: NDArray[np.int32]
+    ) -> list[NDArray[np.float32]]:
+        with watched(block_list(model, count), summed) as found:
+            self._run([tokens], 1)
+        return found
 
     def generate(self, tokens: NDArray[np.int32], n: int) -> Answer:
         """Up to `n` greedy tokens; an end token is the last."""

@@ -31,6 +31,6 @@ def prepare() -> None:
 
 if __name__ == "__main__":
     calls = ForkingWorker(describe, prepare, handlers).handlers(
-        "tokenize", "logits", "generate", "throughput", "memory"
+        "tokenize", "logits", "blocks", "generate", "throughput", "memory"
     )
     Service(calls).run()

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.runtimes.machine import peak_bytes
+from qconvert.runtimes.onnxruntime.blocks import with_blocks
 from qconvert.runtimes.onnxruntime.genai import Genai
 from qconvert.runtimes.onnxruntime.graph import Levels, described, with_level
 from qconvert.runtimes.onnxruntime.plain import Plain
@@ -42,6 +43,7 @@ class Engine:
     _levels: Levels | None = None
     _vocab: int = 0
     _plain: Plain | None = None
+    _watched: tuple[Plain, list[str]] | None = None  # with outputs for blocks, and their names
     _genai: Genai | None = None
     handlers: Mapping[str, Handler] = field(init=False)
 
@@ -50,6 +52,7 @@ class Engine:
             "load": self.load,
             "tokenize": self.tokenize,
             "logits": self.logits,
+            "blocks": self.blocks,
             "generate": self.generate,
             "throughput": self.throughput,
             "memory": lambda: Answer(peak_bytes()),
@@ -59,13 +62,13 @@ class Engine:
         """Load a folder, and compute with two tokens: a kernel that crashes does so here."""
         self._folder, self._threads = Path(path), threads
         self._context, self._level = max(context, 2), level
-        self._plain = self._genai = None
+        self._plain = self._genai = self._watched = None
         with _reported("refused"):
-            self._levels = with_level((self._folder / self._told["filename"]).read_bytes(), level)
+            self._levels = with_level(self._path.read_bytes(), level)
             self._vocab = self._logits(np.zeros(2, np.int32)).shape[1]
         note = described(self._levels, level)
         return Answer({"vocab": self._vocab, "context": context, "dtype": "float32",
-                       "notes": [note] if note else []})  # fmt: skip
+                       "blocks": True, "notes": [note] if note else []})  # fmt: skip
 
     def tokenize(self, text: str, special: bool) -> Answer:
         """By onnxruntime-genai, which always reads control tokens as such."""
@@ -77,6 +80,12 @@ class Engine:
     def logits(self, tokens: NDArray[np.int32]) -> Answer:
         with _reported("failed"):
             return Answer(arrays=[self._logits(tokens)])
+
+    def blocks(self, tokens: NDArray[np.int32]) -> Answer:
+        """[blocks, len(tokens), hidden], by plain ONNX Runtime at the level of the logits."""
+        with _reported("failed"):
+            plain, names = self._with_blocks()
+            return Answer(arrays=[np.stack(plain.outputs(tokens, names))])
 
     def generate(self, tokens: NDArray[np.int32], n: int) -> Answer:
         with _reported("failed"):
@@ -121,11 +130,24 @@ class Engine:
         if self._level is None:
             return self._in_genai().logits(tokens)
         if self._plain is None:
-            path = self._folder / self._told["filename"]
-            self._plain = Plain(
-                path, self._levels.changed, self._told, self._threads, self._options
-            )
+            self._plain = self._in_plain(self._levels.changed)
         return self._plain.logits(tokens)
+
+    def _with_blocks(self) -> tuple[Plain, list[str]]:
+        if self._levels is None:
+            raise WorkerError("failed", "was asked to work before a model was loaded")
+        if self._watched is None:
+            whole = self._levels.changed or self._path.read_bytes()
+            graph, names = with_blocks(whole, int(self._told["num_hidden_layers"]))
+            self._watched = self._in_plain(graph), names
+        return self._watched
+
+    def _in_plain(self, graph: bytes | None) -> Plain:
+        return Plain(self._path, graph, self._told, self._threads, self._options)
+
+    @property
+    def _path(self) -> Path:
+        return self._folder / str(self._told["filename"])
 
     def _in_genai(self) -> Genai:
         if self._levels is None:

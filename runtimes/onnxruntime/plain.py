@@ -1,8 +1,8 @@
-"""A graph in plain ONNX Runtime: logits at every position."""
+"""A graph in plain ONNX Runtime: logits, or other outputs of the graph, at every position."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,16 @@ class Plain:
 
     def logits(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
         """[len(tokens), vocab]."""
+        return self.outputs(tokens, [LOGITS])[0]
+
+    def outputs(self, tokens: NDArray[np.int32], names: Sequence[str]) -> list[NDArray[np.float32]]:
+        """[len(tokens), ...] of each of these outputs of the graph."""
         ids = tokens.astype(np.int64)[None]
         feeds = {IDS: ids, MASK: np.ones_like(ids), **self._cache}
         if self._positions:
             feeds[POSITIONS] = np.arange(ids.shape[1], dtype=np.int64)[None]
-        found: NDArray[np.float32] = self._session.run([LOGITS], feeds)[0][0]
-        return found.astype(np.float32, copy=False)
+        found = self._session.run(list(names), feeds)
+        return [one[0].astype(np.float32, copy=False) for one in found]
 
 
 def _sizes(told: list[Any], shape: Mapping[str, Any]) -> tuple[int, int, int, int]:

@@ -25,6 +25,7 @@ def handlers() -> Mapping[str, Handler]:
         "load": engine.load,
         "tokenize": engine.tokenize,
         "logits": engine.logits,
+        "blocks": engine.blocks,
         "generate": engine.generate,
         "throughput": engine.throughput,
         "memory": lambda: Answer(peak_bytes()),
@@ -55,7 +56,7 @@ class Engine:
             self._model = Model(folder, facts, threads=threads, context=context)
             self._tokenizer = _tokenizer(folder)
             self._model.step(np.zeros(2, np.int32))
-        known = {"vocab": facts.vocab, "context": context, "dtype": "float32"}
+        known = {"vocab": facts.vocab, "context": context, "dtype": "float32", "blocks": True}
         return Answer({**known, "notes": self._model.notes})
 
     def tokenize(self, text: str, special: bool) -> Answer:
@@ -69,8 +70,15 @@ class Engine:
     def logits(self, tokens: NDArray[np.int32]) -> Answer:
         model = self._ready(len(tokens))
         model.reset()
-        pieces = [tokens[at : at + CHUNK] for at in range(0, len(tokens), CHUNK)]
-        return Answer(arrays=[np.concatenate([model.head(model.step(one)) for one in pieces])])
+        found = [model.head(model.step(one)) for one in _pieces(tokens)]
+        return Answer(arrays=[np.concatenate(found)])
+
+    def blocks(self, tokens: NDArray[np.int32]) -> Answer:
+        model = self._ready(len(tokens))
+        model.reset()
+        with _reported():
+            found = [model.blocks(one) for one in _pieces(tokens)]
+        return Answer(arrays=[np.concatenate(found, axis=1)])
 
     def generate(self, tokens: NDArray[np.int32], n: int) -> Answer:
         """Up to `n` greedy tokens; an end token is the last."""
@@ -112,8 +120,8 @@ class Engine:
         """[1, vocab]: logits after all of `tokens`, from an empty context."""
         model = self._ready()
         model.reset()
-        for at in range(0, len(tokens), CHUNK):
-            hidden = model.step(tokens[at : at + CHUNK])
+        for piece in _pieces(tokens):
+            hidden = model.step(piece)
         found: NDArray[np.float32] = model.head(hidden, last=True)
         return found
 
@@ -124,6 +132,10 @@ class Engine:
         if tokens > self._model.room:
             raise WorkerError("failed", f"{tokens} tokens do not fit {self._model.room} positions")
         return self._model
+
+
+def _pieces(tokens: NDArray[np.int32]) -> list[NDArray[np.int32]]:
+    return [tokens[at : at + CHUNK] for at in range(0, len(tokens), CHUNK)]
 
 
 def _facts(folder: Path) -> Facts:

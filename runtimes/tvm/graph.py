@@ -2,13 +2,14 @@
 # (TVM has no types: its modules are bases of Any.)
 """A causal language model from an MLC folder's facts, compiled by TVM for this processor.
 
-Parameters have MLC's names. Arithmetic is float32. Three functions of one parameter list:
+Parameters have MLC's names. Arithmetic is float32. Functions of one parameter list:
 `prefill` (any tokens -> hidden states), `head` (hidden states -> logits), `decode` (one token ->
-logits).
+logits), `blocks` (any tokens -> what each block gives to the next).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tvm  # type: ignore[import-not-found,unused-ignore]
@@ -114,14 +115,19 @@ class CausalLM(nn.Module):
             self.lm_head = Matrix(facts.vocab, facts.hidden, facts.scheme, exact=exact, plain=plain)
 
     def prefill(self, ids: Any, cos: Any, sin: Any, past: Any, keys: Any, values: Any) -> Any:
+        streams, keys, values = self.blocks(ids, cos, sin, past, keys, values)
+        return self.model.norm(streams[-1]), keys, values
+
+    def blocks(self, ids: Any, cos: Any, sin: Any, past: Any, keys: Any, values: Any) -> Any:
         x = self.model.embed_tokens.look_up(ids)
         if self.scale != 1.0:
             x = x * self.scale
-        state, kept = {"cos": cos, "sin": sin, "past": past}, []
+        state, streams, kept = {"cos": cos, "sin": sin, "past": past}, [], []
         for number, layer in enumerate(self.model.layers):
             x, *caches = layer(x, state, keys[number], values[number])
+            streams.append(x)
             kept.append(caches)
-        return self.model.norm(x), [one for one, _ in kept], [one for _, one in kept]
+        return streams, [one for one, _ in kept], [one for _, one in kept]
 
     def head(self, hidden: Any) -> Any:
         return (self.model.embed_tokens if self.tied else self.lm_head)(hidden)
@@ -131,9 +137,11 @@ class CausalLM(nn.Module):
         return self.head(hidden), keys, values
 
 
-def build(facts: Facts, *, exact: bool, room: int) -> tuple[Any, list[str]]:
-    """A compiled executable for contexts of up to `room` tokens (a multiple of 16), and the names
-    of the parameters in its order."""
+def build(
+    facts: Facts, *, exact: bool, room: int, wanted: Sequence[str] = ("prefill", "decode", "head")
+) -> tuple[Any, list[str]]:
+    """A compiled executable of the functions `wanted`, for contexts of up to `room` tokens (a
+    multiple of 16), and the names of the parameters in its order."""
     kv, dim = facts.kv_heads, facts.head_dim
 
     def spec(shape: list[Any], dtype: str = "float32") -> Any:
@@ -152,10 +160,12 @@ def build(facts: Facts, *, exact: bool, room: int) -> tuple[Any, list[str]]:
 
     functions = {
         "prefill": step("tokens"),
+        "blocks": step("tokens"),
         "decode": step(1),
         "head": {"hidden": spec(["tokens", facts.hidden]), "$": PACKED},
     }
-    module, parameters = CausalLM(facts, exact, room).export_tvm(spec=functions)
+    spec_of = {name: functions[name] for name in wanted}
+    module, parameters = CausalLM(facts, exact, room).export_tvm(spec=spec_of)
     target = tvm.target.Target.from_device("cpu")
     with target:
         return relax.build(module, target=target), [name for name, _ in parameters]

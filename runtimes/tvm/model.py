@@ -32,6 +32,8 @@ class Model:
         executable, names = build(facts, exact=exact, room=room)
         ended = time.perf_counter()
         self._functions = relax.VirtualMachine(executable, tvm.cpu())
+        self._facts, self._exact, self._names = facts, exact, names
+        self._watched: Any = None  # the graph that shows its blocks, compiled when asked for
         self._parameters = [
             tensor(tensors[name].numpy().T) if transposed(facts, name) else tensors[name]
             for name in names
@@ -63,17 +65,27 @@ class Model:
         """[1, vocab] after one more token."""
         return self._run("decode", np.array([token], np.int32)).numpy()  # type: ignore[no-any-return]
 
+    def blocks(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        """[blocks, len(tokens), hidden]: what each block gives of the next tokens."""
+        if self._watched is None:
+            made, names = build(self._facts, exact=self._exact, room=self.room, wanted=("blocks",))
+            if names != self._names:
+                raise Unfit("our graph of blocks has other parameters")
+            self._watched = relax.VirtualMachine(made, tvm.cpu())
+        found = self._run("blocks", tokens, self._watched)
+        return np.stack([one.numpy() for one in found])
+
     def head(self, hidden: Any, *, last: bool = False) -> NDArray[np.float32]:
         """[tokens, vocab], or of the last token alone."""
         if last:
             hidden = tensor(hidden.numpy()[-1:])
         return self._functions["head"](hidden, self._parameters).numpy()  # type: ignore[no-any-return]
 
-    def _run(self, name: str, tokens: NDArray[np.int32]) -> Any:
+    def _run(self, name: str, tokens: NDArray[np.int32], functions: Any = None) -> Any:
         if self._past + len(tokens) > self.room:  # kernels would write beyond
             raise ValueError(f"{self._past + len(tokens)} tokens do not fit {self.room} positions")
         past = tensor(np.array([self._past], np.int32))
-        found, *_ = self._functions[name](
+        found, *_ = (functions or self._functions)[name](
             tensor(tokens), self._cos, self._sin, past, self._keys, self._values, self._parameters
         )
         self._past += len(tokens)
