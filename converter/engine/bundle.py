@@ -96,10 +96,21 @@ class Bundle:
             return part.floats(tensor.name)
         if part.has_floats(tensor.name):
             return part.floats(tensor.name, start, stop)
-        found = self.quantized(tensor.name, start, stop)
+        return self.decoded(tensor.name, start, stop)
+
+    def decoded(
+        self, name: str, start: int, stop: int, grid: str | None = None
+    ) -> NDArray[np.float32]:
+        """What the codes of rows [start, stop) on `grid` stand for (as `quantized`; there must be
+        some), with the scale of the columns that the linear has besides."""
+        found = self.quantized(name, start, stop, grid)
         assert found is not None
-        values, scale = grid_named(found.grid).decode(found), part.columns(tensor.name)
+        values, scale = grid_named(found.grid).decode(found), self.column_scale(name)
         return values if scale is None else values * scale
+
+    def in_float(self, name: str) -> bool:
+        """Whether it keeps float values of a tensor, beside codes or without."""
+        return self._part(name).has_floats(name)
 
     def largest(self, statistic: Statistic) -> float:
         """The largest magnitude that was seen in calibration, or what a fixed scale is to reach to

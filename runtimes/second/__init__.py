@@ -1,0 +1,1 @@
+"""Second readers, which share no code with the writers, and where two readings differ."""

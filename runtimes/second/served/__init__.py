@@ -1,0 +1,1 @@
+"""How a linear lies in a served folder, by the name that its configuration gives the layout."""
