@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from qconvert.formats.amounts import parse_size
 from qconvert.formats.option import OWN, target_options
 from qconvert.formats.refusal import refuse
 from qconvert.resources import usable_cores
-
-PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
-            "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
 
 Command = Callable[..., Any]
 
@@ -99,14 +96,6 @@ class ByDefault(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [name for name in self.commands if name != self.default]
-
-
-def parse_size(text: str) -> int:
-    """Bytes from a size as people write it: 500MB, 2GB, 1.5GiB. `ValueError` otherwise."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", text.strip().lower())
-    if match is None or match[2] not in PREFIXES or int(float(match[1])) == 0:
-        raise ValueError(f"{text!r} is not a size; write it as 500MB, 2GB or 1.5GiB")
-    return int(float(match[1]) * PREFIXES[match[2]])
 
 
 def read_size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:

@@ -16,7 +16,7 @@ import pytest
 from qconvert import __version__, cli
 from qconvert.checkpoint import Checkpoint
 from qconvert.cli import run
-from qconvert.options import parse_size
+from qconvert.formats.amounts import parse_size
 
 Tiny = Callable[..., Path]
 

@@ -1,0 +1,16 @@
+"""Amounts of bytes as people write them."""
+
+from __future__ import annotations
+
+import re
+
+PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
+            "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}  # fmt: skip
+
+
+def parse_size(text: str) -> int:
+    """Bytes from a size as people write it: 500MB, 2GB, 1.5GiB. `ValueError` otherwise."""
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)\s*([kmgt]?i?)b?", text.strip().lower())
+    if match is None or match[2] not in PREFIXES or int(float(match[1])) == 0:
+        raise ValueError(f"{text!r} is not a size; write it as 500MB, 2GB or 1.5GiB")
+    return int(float(match[1]) * PREFIXES[match[2]])
