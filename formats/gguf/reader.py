@@ -17,9 +17,11 @@ from qconvert.formats.gguf.header import Header, TensorInfo, decode_header, desc
 from qconvert.formats.gguf.layout import Placed
 from qconvert.formats.gguf.model import read_model
 from qconvert.formats.gguf.shards import find_files
+from qconvert.formats.gguf.told import told_of
 from qconvert.formats.refusal import Reason, Refused, raise_if_any, refuse
 from qconvert.formats.source import Source
 from qconvert.formats.target import StoredTensor
+from qconvert.formats.told import Told
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,10 @@ class GgufReader:
         placed = _first_of_each(read_model(source).tensors)
         raise_if_any([reason for one in placed.values() for reason in self._faults(one)])
         return _Weights(self, placed)
+
+    def told(self, source: Source) -> Told:
+        """What its keys say of the model."""
+        return told_of(self, source)
 
     def _faults(self, placed: Placed) -> Iterator[Reason]:
         stored = self.tensors.get(placed.name)

@@ -1,0 +1,159 @@
+"""Does an output say of its model what the model's own files say?
+
+Each reader tells what its file holds (`formats.told`); here the source's files are read in a plain
+way of their own, with transformers' classes for what they leave unsaid, and the two are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from qconvert.formats.refusal import Refused
+from qconvert.formats.source import Source
+from qconvert.formats.target import Reader
+from qconvert.formats.told import Angles, Told
+from qconvert.runtimes import told_model
+from qconvert.runtimes.findings import Finding
+from qconvert.runtimes.told_chat import chat_findings
+from qconvert.runtimes.told_copies import copy_findings
+from qconvert.runtimes.told_files import ModelFiles
+from qconvert.runtimes.told_model import alike, own_name, shown
+from qconvert.runtimes.told_tokens import generation_findings, token_findings
+
+CONTEXT = "max_position_embeddings"
+CLOSE = 2e-5
+"""Relative error of a frequency that float32 explains, in tables of cosines and in their making."""
+
+
+def compare_told(reader: Reader, source: Source) -> list[Finding]:
+    """What the output says otherwise than the source's own files, each once; empty for a reader
+    that does not tell."""
+    tell = getattr(reader, "told", None)
+    if tell is None:
+        return []
+    told: Told = tell(source)
+    files = ModelFiles(source.folder, source.config)
+    return list(_once([*_model(told, source), *_text(told, files)]))
+
+
+def _once(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """One of each culprit, the first; "tokenizer" has as many as there are problems."""
+    seen: set[tuple[str, str]] = set()
+    for one in findings:
+        key = (one.culprit, one.problem if one.culprit == "tokenizer" else "")
+        if key not in seen:
+            seen.add(key)
+            yield one
+
+
+def _model(told: Told, source: Source) -> Iterator[Finding]:
+    try:
+        config = told_model.as_transformers(source.config)
+        facts, due = told_model.facts_of(config), told_model.angles_of(config)
+    except Refused:
+        return  # the source itself: said where it is opened as a model
+    for name, held in told.model.items():
+        if not _fits(name, held, facts, config, told.most):
+            yield _otherwise(own_name(source.config, name), held, facts[name])
+    held_angles = dict(told.angles)
+    if told.config is not None:
+        try:
+            theirs = told_model.as_transformers(told.config)
+            held_facts, held_angles = told_model.facts_of(theirs), told_model.angles_of(theirs)
+        except Refused as refused:
+            yield Finding("settings", "config", f"config.json: {refused.reasons[0].problem}")
+            return
+        yield from _whole(theirs, config, held_facts, facts)
+        yield from _older_spelling(told.config, facts)
+    thetas = _thetas(told, facts)
+    yield from _angles(held_angles, due, source, thetas)
+    yield from (Finding(one.stage, one.culprit, one.problem) for one in told.differs)
+
+
+def _fits(
+    name: str, held: Any, facts: Mapping[str, Any], config: Any, most: Mapping[str, float]
+) -> bool:
+    if name not in facts:
+        return True
+    due = facts[name]
+    if name in most and isinstance(due, int | float):
+        due = min(due, most[name])
+    if name == CONTEXT:
+        return held == due or held in told_model.longest(config)
+    return alike(held, due)
+
+
+def _whole(theirs: Any, ours: Any, held: Mapping[str, Any], due: Mapping[str, Any]) -> Any:
+    """A whole config.json, as transformers completes it, key by key."""
+    for name in ("rope_theta", "rope_local_base_freq", "sliding_window", "layer_types"):
+        if not alike(held.get(name), due.get(name)):
+            yield _otherwise(name, held.get(name), due.get(name))
+    found, wanted = told_model.settings_of(theirs), told_model.settings_of(ours)
+    for key in told_model.differing(found, wanted):
+        yield _otherwise(key, found.get(key), wanted.get(key))
+
+
+def _older_spelling(config: Mapping[str, Any], due: Mapping[str, Any]) -> Iterator[Finding]:
+    """`rope_theta` beside `rope_parameters`: programs read the one or the other."""
+    for name in ("rope_theta", "rope_local_base_freq"):
+        value = config.get(name)
+        if value is not None and due.get(name) is not None and not alike(value, due[name]):
+            yield _otherwise(name, value, due[name])
+
+
+def _otherwise(name: str, held: Any, due: Any) -> Finding:
+    said = "not in the file" if held is None else f"{shown(held)} in the file"
+    own = "not in the model" if due is None else f"{shown(due)} in the model"
+    return Finding("settings", name, f"{name} is {said} and {own}")
+
+
+def _thetas(told: Told, facts: Mapping[str, Any]) -> bool:
+    """Whether the bases are the model's, as far as the file names them."""
+    names = ("rope_theta", "rope_local_base_freq", "rotated")
+    return all(alike(told.model[name], facts.get(name)) for name in names if name in told.model)
+
+
+def _angles(
+    held: Mapping[str, Angles], due: Mapping[str, Angles], source: Source, bases_right: bool
+) -> Iterator[Finding]:
+    """Angles that differ though bases do not are scaled otherwise."""
+    if not bases_right:
+        return  # named already
+    scaled = [key for key in ("rope_scaling", "rope_parameters") if source.config.get(key)]
+    culprit = "rope_scaling" if not scaled else scaled[0]
+    for name, angles in held.items():
+        wanted = due.get(name, due.get("full"))
+        if wanted is None:
+            continue
+        problem = _turned(angles, wanted)
+        if problem:
+            layers = "" if name == "full" else f" ({name})"
+            yield Finding("settings", culprit, f"rotary positions{layers}: {problem}")
+            return
+
+
+def _turned(held: Angles, due: Angles) -> str:
+    one, other = held.frequencies, due.frequencies
+    if one.shape != other.shape:
+        return f"{2 * len(one)} values of a head are rotated, and {2 * len(other)} in the model"
+    wrong = ~np.isclose(one, other, rtol=CLOSE, atol=0.0)
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        return (f"{int(wrong.sum())} of {len(one)} frequencies are not the model's: number {at} is"
+                f" {one[at]:.6g}, and {other[at]:.6g} in the model")  # fmt: skip
+    if not alike(round(held.scale, 6), round(due.scale, 6)):
+        return f"cosines are multiplied by {held.scale:.6g}, and by {due.scale:.6g} in the model"
+    return ""
+
+
+def _text(told: Told, source: ModelFiles) -> Iterator[Finding]:
+    yield from token_findings(told, source)
+    yield from generation_findings(told, source)
+    held = None
+    if told.folder is not None:
+        yield from copy_findings(told.copies, told.folder, source)
+        held = ModelFiles(told.folder).templates
+    yield from chat_findings(told, held, source)
