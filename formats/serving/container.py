@@ -157,10 +157,15 @@ class Container(Protocol):
         ...
 
     def linears(
-        self, config: Mapping[str, Any], stored: Mapping[str, Entry], folder: Path
+        self,
+        config: Mapping[str, Any],
+        stored: Mapping[str, Entry],
+        folder: Path,
+        tolerated: list[Reason] | None = None,
     ) -> Sequence[Linear]:
         """The quantized linears of a folder, from its configuration and headers; `Refused` where
-        they contradict each other."""
+        they contradict each other. Contradictions about which linears are quantized go into
+        `tolerated`, where it is a list."""
         ...
 
     def input_rounding(

@@ -151,12 +151,16 @@ class Assembled:
         return None if claims is None else claims.kv
 
     def linears(
-        self, config: Mapping[str, Any], stored: Mapping[str, Entry], folder: Path
+        self,
+        config: Mapping[str, Any],
+        stored: Mapping[str, Entry],
+        folder: Path,
+        tolerated: list[Reason] | None = None,
     ) -> Sequence[Linear]:
         claims = self.claims(config, folder)
         assert claims is not None, "a folder of another container"
         tied = bool(config.get("tie_word_embeddings"))
-        return read_linears(self, claims, stored, tied=tied)
+        return read_linears(self, claims, stored, tied=tied, tolerated=tolerated)
 
     def input_rounding(
         self, linear: Linear, arrays: Callable[[str], Array]

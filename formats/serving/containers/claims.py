@@ -64,10 +64,16 @@ def scheme_like(
 
 
 def read_linears(
-    container: Stores, claims: Claims, stored: Mapping[str, Entry], *, tied: bool
+    container: Stores,
+    claims: Claims,
+    stored: Mapping[str, Entry],
+    *,
+    tied: bool,
+    tolerated: list[Reason] | None = None,
 ) -> list[Linear]:
     """The quantized linears in the order of `stored`; `Refused` with all contradictions. `tied`:
-    the head has no tensor of its own."""
+    the head has no tensor of its own. Where `tolerated` is a list, it is told of linears that are
+    said to be float and are not, or the other way round, and they are read as they are stored."""
     modules: dict[str, dict[str, Entry]] = {}
     for name, entry in stored.items():
         module, _, part = name.rpartition(".")
@@ -76,19 +82,19 @@ def read_linears(
     reasons: list[Reason] = []
     for module, parts in modules.items():
         try:
-            linear = _linear(container, claims, module, parts)
+            linear = _linear(container, claims, module, parts, tolerated)
         except Refused as refused:
             reasons += refused.reasons
             continue
         if linear is not None:
             linears.append(linear)
-    reasons += [
+    (reasons if tolerated is None else tolerated).extend(
         Reason(f"the configuration keeps {one} in float, and the folder has no such module", AGAIN)
         for one in claims.listed
         if one not in modules
         and not (claims.inside and any(one in module for module in modules))
         and not (tied and "." not in one)
-    ]
+    )
     raise_if_any(_some(reasons))
     return linears
 
@@ -101,7 +107,11 @@ def _some(reasons: Sequence[Reason]) -> list[Reason]:
 
 
 def _linear(
-    container: Stores, claims: Claims, module: str, parts: Mapping[str, Entry]
+    container: Stores,
+    claims: Claims,
+    module: str,
+    parts: Mapping[str, Entry],
+    tolerated: list[Reason] | None,
 ) -> Linear | None:
     """None for a module that is not quantized."""
     weight = parts.get("weight")
@@ -114,10 +124,16 @@ def _linear(
             return None
         if claims.scheme(module) is None:
             return None
-        raise refuse(f"{module} is stored in float, and the configuration says it is quantized",
-                     "list it among the modules that stay float")  # fmt: skip
+        _contradicted(
+            f"{module} is stored in float, and the configuration says it is quantized",
+            "list it among the modules that stay float",
+            tolerated,
+        )
+        return None
     if claims.stays_float is not None and claims.stays_float(module):
-        raise refuse(f"{module} is quantized, and the configuration says it stays float", AGAIN)
+        _contradicted(
+            f"{module} is quantized, and the configuration says it stays float", AGAIN, tolerated
+        )
     scheme = claims.scheme(module)
     if scheme is None:
         raise refuse(f"{module} is quantized, and the configuration does not say how", AGAIN)
@@ -133,6 +149,12 @@ def _linear(
         raise refuse(f"{module} is not stored as {scheme.name}: it has {held}", AGAIN) from None
     raise_if_any(list(_differences(container, layout, linear, parts)))
     return linear
+
+
+def _contradicted(problem: str, remedy: str, tolerated: list[Reason] | None) -> None:
+    if tolerated is None:
+        raise refuse(problem, remedy)
+    tolerated.append(Reason(problem, remedy))
 
 
 def _packed(parts: Mapping[str, Entry]) -> bool:

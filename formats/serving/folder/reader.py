@@ -26,9 +26,11 @@ from qconvert.formats.serving.container import (
 )
 from qconvert.formats.serving.folder.writer import STORED
 from qconvert.formats.serving.layouts.numbers import floats
+from qconvert.formats.serving.told import told_of
 from qconvert.formats.source import DTYPES, Source
 from qconvert.formats.target import CacheRounding, InputRounding, StoredTensor
 from qconvert.formats.tensor import QuantizedTensor
+from qconvert.formats.told import Told
 
 CONFIG = "config.json"
 WEIGHT = ".weight"
@@ -46,6 +48,8 @@ class FolderReader:
     container: Container | None  # None: nothing is quantized
     linears: Mapping[str, Linear]  # by the name of the weight
     kv: CacheType | None = None  # type of the KV cache that the configuration switches on
+    contradictions: tuple[Reason, ...] = ()
+    """Linears that the configuration says are float and are not, or the other way round."""
     _views: Mapping[str, Array] = field(default_factory=dict, repr=False)  # of the mapped files
 
     def array(self, name: str) -> Array:
@@ -88,6 +92,10 @@ class FolderReader:
                 )
         raise_if_any(reasons)
         return _Weights(self, tuple(tensor.name for tensor in source.tensors))
+
+    def told(self, source: Source) -> Told:
+        """What its small files say of the model."""
+        return told_of(self)
 
     @property
     def input_rounding(self) -> Mapping[str, InputRounding]:
@@ -164,7 +172,8 @@ def open_reader(path: Path) -> FolderReader:
         method = told.get("quant_method") if isinstance(told, dict) else told
         raise refuse(f"{path} is quantized with {method!r}",
                      f"qconvert reads {', '.join(containers())}")  # fmt: skip
-    linears = [] if container is None else container.linears(config, entries, path)
+    wrong: list[Reason] = []
+    linears = [] if container is None else container.linears(config, entries, path, wrong)
     shards = list(dict.fromkeys(one.path for one in found.values()))
     index = [path / INDEX] if (path / INDEX).is_file() and len(shards) > 1 else []
     return FolderReader(
@@ -174,6 +183,7 @@ def open_reader(path: Path) -> FolderReader:
         container=container,
         linears={f"{one.module}{WEIGHT}": one for one in linears},
         kv=None if container is None else container.kv(config, path),
+        contradictions=tuple(wrong),
         _views=_map(shards, found),
     )
 
