@@ -14,11 +14,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from qconvert.formats.refusal import MissingRuntime
 from qconvert.formats.source import Source
 from qconvert.formats.target import Reader
 from qconvert.runtimes import reference
 from qconvert.runtimes.findings import (
+    BenchReport,
     CheckReport,
     Finding,
     RuntimeFacts,
@@ -29,9 +33,12 @@ from qconvert.runtimes.guarded import Guarded
 from qconvert.runtimes.judged import Found, Judged, Way, open_ways
 from qconvert.runtimes.loader import Loader
 from qconvert.runtimes.loading import read_by
-from qconvert.runtimes.numbers import cache_notes, measure_windows, roundings_of
+from qconvert.runtimes.numbers import cache_notes, measure_layers, measure_windows, roundings_of
 from qconvert.runtimes.runtime import Runtime
+from qconvert.runtimes.second.agreement import Kept, differences, disagreements
+from qconvert.runtimes.second.reading import second_weights
 from qconvert.runtimes.text import Encode
+from qconvert.runtimes.told import compare_told
 from qconvert.runtimes.weights import WeightCheck
 from qconvert.runtimes.yardstick import Progress, Yardstick, yardstick
 
@@ -45,11 +52,14 @@ class Output:
     path: Path
     reader: Reader
     runtime: Runtime | None  # None: the file alone is looked at
+    target: str = ""  # for a second reader of its files
     loaders: tuple[Loader, ...] = ()
     floor: Path | None = None
     """An unquantized output of the same model, for the runtime's own noise. Without a runtime it is
     not used."""
+    kept: Kept | None = None  # the work folder whose codes it must hold
     known: tuple[Finding, ...] = ()  # what was found wrong before
+    speed: Callable[[], BenchReport] | None = None  # times it, when all else is done
 
 
 def check(
@@ -58,6 +68,7 @@ def check(
     *,
     reader: Reader,
     runtime: Runtime | None,
+    target: str = "",
     loaders: Iterable[Loader] = (),
     floor: Path | None = None,
     text_file: Path | None = None,
@@ -69,7 +80,7 @@ def check(
 ) -> CheckReport:
     """Measure one output against the model that it was made from, and judge it: `yardstick` and
     `check_output` in one."""
-    output = Output(out, reader, runtime, tuple(loaders), floor)
+    output = Output(out, reader, runtime, target, tuple(loaders), floor)
     require(output)
     with yardstick(
         source, text_file=text_file, windows=windows, length=length, threads=threads,
@@ -117,7 +128,7 @@ def check_output(
     """
     started = time.perf_counter()
     runtime, found = output.runtime, Found()
-    found.findings += output.known
+    found.findings += [*output.known, *compare_told(output.reader, ruler.source)]
     found.loaders, told = read_by(output.loaders, output.path, ruler.source)
     found.notes += [*([NO_RUNTIME] if runtime is None else []), *told]
     with ExitStack() as stack:
@@ -125,7 +136,7 @@ def check_output(
         if runtime is not None:
             _tokens(runtime, ruler, ways[0].session, found)
             _floor(runtime, output.floor, ruler, found)
-        _decoded(output.reader, ruler, ways, found, progress)
+        _decoded(output, ruler, ways, found, progress)
         facts = (
             None
             if runtime is None
@@ -196,22 +207,32 @@ def _floor(runtime: Runtime, unquantized: Path | None, ruler: Yardstick, found: 
 
 
 def _decoded(
-    reader: Reader,
+    output: Output,
     ruler: Yardstick,
     ways: Sequence[Way],
     found: Found,
     progress: Progress,
 ) -> None:
     """The decoded file beside its source, tensor by tensor and in what it computes."""
-    weighing = WeightCheck(ruler.source, reader)
-    model = reference.from_weights(
-        ruler.source, reader.weights(ruler.source), threads=ruler.threads, seen=weighing
-    )
+    source, reader = ruler.source, output.reader
+    weighing = WeightCheck(source, reader)
+    second = second_weights(output.target, output.path, source)
+
+    def seen(name: str, value: NDArray[np.float32]) -> None:
+        weighing(name, value)
+        if second is not None and name in second:
+            found.findings += disagreements({name: value}, {name: second[name]})
+
+    weights = reader.weights(source)
+    model = reference.from_weights(source, weights, threads=ruler.threads, seen=seen)
+    if output.kept is not None:
+        found.findings += differences(reader.weights(output.kept), output.kept)
     found.tensors.extend(weighing.errors)
     found.notes.extend([weighing.note] if weighing.note else [])
     roundings = roundings_of(ways, reader, ruler)
     found.notes.extend(cache_notes(ways, roundings))
     measure_windows(model, reader, ways, roundings, ruler, found, progress)
+    measure_layers(model, ways, roundings, ruler, found)
 
 
 def _notes(ways: Sequence[Way], found: Found) -> tuple[str, ...]:

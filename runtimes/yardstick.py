@@ -13,6 +13,7 @@ from qconvert.formats.refusal import refuse
 from qconvert.formats.source import Source
 from qconvert.runtimes import machine, reference
 from qconvert.runtimes.guarded import Guarded
+from qconvert.runtimes.layers import Blocks
 from qconvert.runtimes.measure import Rows, compare
 from qconvert.runtimes.runtime import Runtime
 from qconvert.runtimes.spool import Spool
@@ -29,6 +30,8 @@ from qconvert.runtimes.text import (
 
 Progress = Callable[[str, int, int], None]
 
+SEEN = 128  # tokens whose hidden states are kept of every block: the first of the first window
+
 
 @dataclass(frozen=True, slots=True)
 class Yardstick:
@@ -39,6 +42,7 @@ class Yardstick:
     tokenizer: Tokenizer | None
     pieces: Windows
     spool: Spool
+    blocks: Blocks  # [blocks, at most SEEN, hidden]: what each gives to the next
     threads: int
     _floors: dict[tuple[str, Path], Floor] = field(default_factory=dict)
 
@@ -86,8 +90,9 @@ def yardstick(
             progress("source model", number, count)
             spool.put(number, model.logits(tokens))
         progress("source model", count, count)
+        blocks = model.blocks(pieces.tokens[0][:SEEN])
         del model
-        yield Yardstick(source, tokenizer, pieces, spool, cores)
+        yield Yardstick(source, tokenizer, pieces, spool, blocks, cores)
 
 
 def _refuse_long_windows(source: Source, length: int) -> None:
