@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from qconvert.formats.target import Reader
+from qconvert.runtimes.diagnosis.tensor_error import TensorError
 from qconvert.runtimes.gate.intervals import Interval as Interval
 from qconvert.runtimes.measure import Distance
 from qconvert.runtimes.runtime import Throughput
-from qconvert.runtimes.weights import TensorError
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 Stage = Literal["file", "settings", "tokens", "bytes", "loader", "runtime", "numbers"]
@@ -173,7 +173,6 @@ class CheckReport:
     noise: Noise | None
     tokens: TokenParity | None  # None: the model has no tokenizer.json
     tensors: tuple[TensorError, ...]
-    max_kl: float | None
     seconds: float
     also: OtherWay | None = None  # in the way that users run it, where it is checked in another
     loaders: tuple[LoaderFacts, ...] = ()
@@ -193,6 +192,17 @@ class CheckReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Speedup:
+    """How many times as fast as unquantized: the median over rounds that timed one and then the
+    other, and where it lies with 95 % confidence (see `timed`)."""
+
+    prompt_tokens: int
+    sequences: int
+    prompt: Interval
+    generate: Interval
+
+
+@dataclass(frozen=True, slots=True)
 class BenchReport:
     """Speed and memory of an output in its runtime, with what they depend on."""
 
@@ -204,7 +214,15 @@ class BenchReport:
     processor: str
     busy_share: float  # of the cores, just before: above 0.2 the rates are doubtful
     notes: tuple[str, ...]
-    batches: tuple[Throughput, ...] = ()  # by sequences at once; `throughput` is the first
+    batches: tuple[Throughput, ...] = ()
+    """By length of the prompt, and then by sequences at once; `throughput` is the first."""
+    beside: BenchReport | None = None  # an unquantized output, timed in alternation
+    speedups: tuple[Speedup, ...] = ()  # as `batches`
+
+    @property
+    def speedup(self) -> Speedup | None:
+        """That of `throughput`."""
+        return self.speedups[0] if self.speedups else None
 
 
 def file_facts(path: Path, reader: Reader) -> FileFacts:

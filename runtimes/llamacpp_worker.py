@@ -61,7 +61,9 @@ class LlamaCppWorker:
     def memory(self) -> Answer:
         return Answer(peak_bytes())
 
-    def throughput(self, prompt: int, generate: int, repetitions: int, sequences: int) -> Answer:
+    def throughput(
+        self, prompt: int, generate: int, repetitions: int, sequences: int, warm: bool = True
+    ) -> Answer:
         """As `llama-bench`: prompt and generation apart, each from an empty context."""
         if sequences != 1:
             raise WorkerError("refused", "llama.cpp is measured with one sequence", "--batch 1")
@@ -70,7 +72,7 @@ class LlamaCppWorker:
 
         def read() -> float:
             model.reset()
-            return seconds(lambda: model.prefill(tokens[:prompt]))
+            return seconds(lambda: model.prefill(tokens[:prompt]).argmax())
 
         def written() -> None:
             for position in range(generate):
@@ -82,7 +84,7 @@ class LlamaCppWorker:
 
         return Answer(
             throughput(
-                read, write, prompt=prompt, generate=generate, repetitions=repetitions,
+                read, write, prompt=prompt, generate=generate, repetitions=repetitions, warm=warm,
                 threads=model.threads, batch=model.ubatch,
             )
         )  # fmt: skip

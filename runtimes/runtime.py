@@ -20,7 +20,8 @@ from qconvert.formats.discovery import offered
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """Median rates of one run, tokens per second, with what they depend on."""
+    """Median rates of one run, tokens per second, with what they depend on. The prompt is read
+    until the first token behind it is chosen."""
 
     prompt_tokens_per_s: float
     generate_tokens_per_s: float
@@ -33,6 +34,13 @@ class Throughput:
     generate_spread: tuple[float, float]
     cpu_share: float | None = None  # CPU time over wall time and threads; below 0.9: a busy machine
     sequences: int = 1  # at once: the rates are of all of them together
+    first_token_s: float | None = None  # seconds from the prompt to the first token behind it
+    first_token_spread: tuple[float, float] | None = None  # fastest and slowest repetition
+    prompt_interval: tuple[float, float] | None = None  # of the median, 95 %: see `timed`
+    generate_interval: tuple[float, float] | None = None
+    first_token_interval: tuple[float, float] | None = None
+    prompt_rates: tuple[float, ...] = ()  # of each repetition, in their order
+    generate_rates: tuple[float, ...] = ()
 
 
 class Session(Protocol):
@@ -56,9 +64,16 @@ class Session(Protocol):
         ...
 
     def throughput(
-        self, prompt: int, generate: int, repetitions: int, sequences: int = 1
+        self,
+        prompt: int,
+        generate: int,
+        repetitions: int,
+        sequences: int = 1,
+        *,
+        warm: bool = True,
     ) -> Throughput:
-        """`Refused` when it does not compute with so many sequences at once."""
+        """After a run that does not count, if `warm`. `Refused` when it does not compute with so
+        many sequences at once."""
         ...
 
     def peak_bytes(self) -> int:

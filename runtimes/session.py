@@ -66,7 +66,13 @@ class WorkerSession:
         return [int(token) for token in cast(NDArray[np.int32], reply.arrays[0])]
 
     def throughput(
-        self, prompt: int, generate: int, repetitions: int, sequences: int = 1
+        self,
+        prompt: int,
+        generate: int,
+        repetitions: int,
+        sequences: int = 1,
+        *,
+        warm: bool = True,
     ) -> Throughput:
         reply = self._worker.call(
             "throughput",
@@ -74,11 +80,12 @@ class WorkerSession:
             generate=generate,
             repetitions=repetitions,
             sequences=sequences,
+            warm=warm,
         )
         told: dict[str, Any] = dict(reply.head["result"])
-        told["prompt_spread"] = tuple(told["prompt_spread"])
-        told["generate_spread"] = tuple(told["generate_spread"])
-        return Throughput(**told)
+        return Throughput(
+            **{key: tuple(one) if isinstance(one, list) else one for key, one in told.items()}
+        )
 
     def peak_bytes(self) -> int:
         return int(self._worker.call("memory").head["result"])

@@ -116,7 +116,9 @@ class Engine:
             made.append(stopped if isinstance(stopped, int) else self._ends[0])
         return Answer(arrays=[np.array(made, np.int32)])
 
-    def throughput(self, prompt: int, generate: int, repetitions: int, sequences: int) -> Answer:
+    def throughput(
+        self, prompt: int, generate: int, repetitions: int, sequences: int, warm: bool = True
+    ) -> Answer:
         """`sequences` prompts at once; then as many generations, each from one token."""
         if sequences > SEQUENCES:
             raise WorkerError("refused", f"at most {SEQUENCES} sequences are measured at once")
@@ -126,7 +128,8 @@ class Engine:
         return Answer(
             throughput(
                 lambda: self._spent(prompts, 1), lambda: self._spent(first, generate),
-                prompt=prompt, generate=generate, repetitions=repetitions, sequences=sequences,
+                prompt=prompt, generate=generate, repetitions=repetitions, warm=warm,
+                sequences=sequences,
                 threads=self._threads, batch=self._steps, on_cpu=False,
             )
         )  # fmt: skip

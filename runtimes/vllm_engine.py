@@ -129,7 +129,9 @@ class Engine:
         (made,) = self._run([tokens], n)
         return Answer(arrays=[np.array(made.outputs[0].token_ids, np.int32)])
 
-    def throughput(self, prompt: int, generate: int, repetitions: int, sequences: int) -> Answer:
+    def throughput(
+        self, prompt: int, generate: int, repetitions: int, sequences: int, warm: bool = True
+    ) -> Answer:
         """`sequences` prompts at once; then as many generations, each from one token."""
         if sequences > SEQUENCES:
             raise WorkerError("refused", f"at most {SEQUENCES} sequences are measured at once")
@@ -140,7 +142,8 @@ class Engine:
         return Answer(
             throughput(
                 lambda: self._spent(prompts, 1), lambda: self._spent(first, generate),
-                prompt=prompt, generate=generate, repetitions=repetitions, sequences=sequences,
+                prompt=prompt, generate=generate, repetitions=repetitions, warm=warm,
+                sequences=sequences,
                 threads=self._threads, on_cpu=not _on_gpu(),
                 batch=self._llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens,
             )

@@ -91,7 +91,9 @@ class Engine:
         with _reported("failed"):
             return Answer(arrays=[self._in_genai().generate(tokens, n)])
 
-    def throughput(self, prompt: int, generate: int, repetitions: int, sequences: int) -> Answer:
+    def throughput(
+        self, prompt: int, generate: int, repetitions: int, sequences: int, warm: bool = True
+    ) -> Answer:
         """`sequences` prompts at once; then as many generations, each from one token."""
         if sequences > SEQUENCES:
             raise WorkerError("refused", f"at most {SEQUENCES} sequences are measured at once")
@@ -99,7 +101,7 @@ class Engine:
         prompts = _prompts(sequences, max(prompt, 1), self._vocab, genai.padding)
 
         def read() -> float:
-            return seconds(lambda: genai.started(prompts, 1))
+            return seconds(lambda: genai.started(prompts, 1, stop=False).generate_next_token())
 
         def write() -> float:
             generator = genai.started(prompts[:, :1], generate + 1, stop=False)
@@ -108,7 +110,7 @@ class Engine:
 
         with _reported("failed"):
             told = throughput(
-                read, write, prompt=prompt, generate=generate, repetitions=repetitions,
+                read, write, prompt=prompt, generate=generate, repetitions=repetitions, warm=warm,
                 sequences=sequences, threads=self._threads, batch=sequences * prompt,
             )  # fmt: skip
         return Answer(told)

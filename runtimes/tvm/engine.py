@@ -93,7 +93,9 @@ class Engine:
             logits = model.advance(made[-1])
         return Answer(arrays=[np.array(made, np.int32)])
 
-    def throughput(self, prompt: int, generate: int, repetitions: int, sequences: int) -> Answer:
+    def throughput(
+        self, prompt: int, generate: int, repetitions: int, sequences: int, warm: bool = True
+    ) -> Answer:
         """Prompt and generation apart, each from an empty context."""
         if sequences != 1:
             raise WorkerError("refused", "our TVM graph computes one sequence", "--batch 1")
@@ -102,7 +104,7 @@ class Engine:
         tokens = (np.arange(max(prompt, generate)) * 7919 % vocab).astype(np.int32)
 
         def read() -> None:
-            self._prefilled(tokens[:prompt])
+            self._prefilled(tokens[:prompt]).argmax()
 
         def write() -> None:
             model.reset()
@@ -111,7 +113,7 @@ class Engine:
 
         return Answer(
             throughput(
-                read, write, prompt=prompt, generate=generate, repetitions=repetitions,
+                read, write, prompt=prompt, generate=generate, repetitions=repetitions, warm=warm,
                 threads=self._threads, batch=CHUNK,
             )
         )  # fmt: skip
