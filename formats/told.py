@@ -68,7 +68,8 @@ class Told:
     order), "merges", "pre_tokenizer", "special tokens", ..."""
 
     angles: Mapping[str, Angles] = field(default_factory=dict)
-    """Of "full" attention, of "long" texts (longrope), of "sliding" attention."""
+    """Of "full" attention, of "long" texts (longrope), of "sliding" attention; "": of all layers,
+    where the file does not say of which kind they are."""
     config: Mapping[str, Any] | None = None
     """A whole config.json that programs read as transformers does; compared key by key."""
     templates: Mapping[str, str] = field(default_factory=dict)  # named ones: "tool_use" -> jinja

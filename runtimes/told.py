@@ -69,7 +69,7 @@ def _model(told: Told, source: Source) -> Iterator[Finding]:
         yield from _whole(theirs, config, held_facts, facts)
         yield from _older_spelling(told.config, facts)
     thetas = _thetas(told, facts)
-    yield from _angles(held_angles, due, source, thetas)
+    yield from _angles(held_angles, due, source, facts.get("rope_theta"), thetas)
     yield from (Finding(one.stage, one.culprit, one.problem) for one in told.differs)
 
 
@@ -117,22 +117,32 @@ def _thetas(told: Told, facts: Mapping[str, Any]) -> bool:
 
 
 def _angles(
-    held: Mapping[str, Angles], due: Mapping[str, Angles], source: Source, bases_right: bool
+    held: Mapping[str, Angles],
+    due: Mapping[str, Angles],
+    source: Source,
+    theta: Any,
+    bases_right: bool,
 ) -> Iterator[Finding]:
-    """Angles that differ though bases do not are scaled otherwise."""
+    """Angles that differ, by the setting that they would come of."""
     if not bases_right:
         return  # named already
     scaled = [key for key in ("rope_scaling", "rope_parameters") if source.config.get(key)]
-    culprit = "rope_scaling" if not scaled else scaled[0]
     for name, angles in held.items():
-        wanted = due.get(name, due.get("full"))
-        if wanted is None:
+        wanted = [due[name]] if name in due else [one for key, one in due.items() if key != "long"]
+        problems = [_turned(angles, one) for one in wanted]
+        if not all(problems) or not problems:
             continue
-        problem = _turned(angles, wanted)
-        if problem:
-            layers = "" if name == "full" else f" ({name})"
-            yield Finding("settings", culprit, f"rotary positions{layers}: {problem}")
-            return
+        problem = problems[0]
+        base = told_model.base_of(angles)
+        if name == "sliding" and "sliding" in due:
+            culprit = "rope_local_base_freq"
+        elif base is not None and theta is not None and not alike(round(base / theta, 4), 1.0):
+            culprit, problem = "rope_theta", f"the base is {base:.6g} in the file, and {theta:.6g}"
+            problem += " in the model"
+        else:
+            culprit = scaled[0] if scaled else "rope_scaling"
+        yield Finding("settings", culprit, f"rotary positions: {problem}")
+        return
 
 
 def _turned(held: Angles, due: Angles) -> str:

@@ -67,11 +67,10 @@ def _by_key(name: str, held: Mapping[str, Any], due: Mapping[str, Any]) -> Itera
     for key in differing(held, due):
         if key in ("chat_template", "transformers_version", "_from_model_config"):
             continue
-        plain = name == GENERATION and not key.endswith("_token_id")
         said = "not" if held.get(key) is None else f"{shown(held[key])}"
         own = "not said" if due.get(key) is None else shown(due[key])
         problem = f"{name}: {key} is {said} in the output and {own} in the model"
-        yield Finding("settings", "generation_config" if plain else key, problem)
+        yield Finding("settings", key, problem)
 
 
 def _tokenizer(held: ModelFiles, source: ModelFiles) -> Iterator[Finding]:

@@ -28,6 +28,8 @@ OWN_NAMES: Mapping[str, tuple[str, ...]] = {
     "rotated": ("partial_rotary_factor", "rotary_pct", "head_dim"),
 }
 """Llama's name of a setting -> what other model types call it."""
+SCALED = ("rope_type", "factor", "low_freq_factor", "high_freq_factor",
+          "original_max_position_embeddings")  # fmt: skip
 Facts = Mapping[str, Any]
 
 
@@ -59,6 +61,7 @@ def facts_of(config: Any) -> dict[str, Any]:
             "use_parallel_residual", "query_pre_attn_scalar", "attention_bias",
             "tie_word_embeddings", "hidden_act", "hidden_activation")},
     }  # fmt: skip
+    found["hidden_activation"] = found["hidden_activation"] or found["hidden_act"]
     heads = config.num_attention_heads
     found["num_key_value_heads"] = getattr(config, "num_key_value_heads", None) or heads
     found["head_dim"] = head_dim(config)
@@ -71,6 +74,8 @@ def facts_of(config: Any) -> dict[str, Any]:
     if full:
         found["rope_theta"] = full.get("rope_theta")
         found["rotated"] = int(found["head_dim"] * float(full.get("partial_rotary_factor") or 1))
+    kind = full.get("rope_type") or "default"
+    found["rope_scaling"] = None if kind == "default" else {key: full.get(key) for key in SCALED}
     if local:
         found["rope_local_base_freq"] = local.get("rope_theta")
     return found
@@ -131,6 +136,18 @@ def _angles(config: Any, given: Facts, layer: str | None, *, long: bool = False)
         own["seq_len"] = int(original or config.max_position_embeddings) + int(long)
     frequencies, scale = make(config, device="cpu", **own)
     return Angles(frequencies.double().numpy(), float(scale))
+
+
+def base_of(angles: Angles) -> float | None:
+    """The base of positions that are not scaled; None where frequencies are no plain powers."""
+    count = len(angles.frequencies)
+    if count < 2 or not (angles.frequencies > 0).all():
+        return None
+    logs = np.log(angles.frequencies)
+    line = np.arange(count) * logs[-1] / (count - 1)
+    if np.abs(logs - line).max() > 1e-4:
+        return None
+    return float(np.exp(-logs[-1] * count / (count - 1)))
 
 
 def longest(config: Any) -> set[int]:

@@ -20,7 +20,6 @@ UNSAID: Mapping[str, Any] = {
     "frequency_penalty": 0.0,
 }  # fmt: skip
 """What generation is like where generation_config.json does not say (transformers, vLLM, MLC)."""
-SAMPLED = frozenset({"temperature", "top_k", "top_p", "do_sample"})
 
 
 def token_findings(told: Told, source: ModelFiles) -> Iterator[Finding]:
@@ -45,16 +44,17 @@ def token_findings(told: Told, source: ModelFiles) -> Iterator[Finding]:
 def generation_findings(told: Told, source: ModelFiles) -> Iterator[Finding]:
     """Of `Told.generation`, beside generation_config.json and what holds where it is silent."""
     for name, held in told.generation.items():
-        due = source.generation.get(name)
-        due = source.config.get(name) if due is None else due
-        due = UNSAID.get(name) if due is None else due
-        if due is None or alike(held, due):
+        said = source.generation.get(name)
+        others = () if said is not None else (source.config.get(name), UNSAID.get(name))
+        known = [one for one in (said, *others) if one is not None]
+        if not known or any(alike(held, one) for one in known):
             continue
+        due = known[0]
         if name.endswith("_token_id"):
             yield _otherwise(name, held, due)
         else:
             problem = f"{name} is {shown(held)} in the file and {shown(due)} in the model"
-            yield Finding("settings", "generation_config", problem)
+            yield Finding("settings", name, f"generation: {problem}")
 
 
 def _otherwise(name: str, held: Any, due: Any) -> Finding:

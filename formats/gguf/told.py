@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qconvert.formats.gguf.architecture import Architecture
 from qconvert.formats.gguf.architectures import ARCHITECTURES
 from qconvert.formats.gguf.special_tokens import STOPS_BY_TEXT
 from qconvert.formats.gguf.told_rope import LONG, PLAIN, SHORT, angles_of
@@ -103,15 +104,15 @@ def _model(reader: Reader, source: Source) -> tuple[dict[str, Any], int]:
     if "use_parallel_residual" in arch.defaults:
         parallel = get("use_parallel_residual")
         found["use_parallel_residual"] = True if parallel is None else bool(parallel)
-    return found, _rotated(found, get) if arch.ropes else 0
+    return found, _rotated(found, get, arch) if arch.ropes else 0
 
 
-def _rotated(found: dict[str, Any], get: Any) -> int:
+def _rotated(found: dict[str, Any], get: Any, arch: Architecture) -> int:
     dims = get("rope.dimension_count")
     dims = found["head_dim"] if dims is None else dims
     found["rope_theta"] = get("rope.freq_base") or 10000.0
-    if get("rope.freq_base_swa") is not None:
-        found["rope_local_base_freq"] = get("rope.freq_base_swa")
+    if arch.local_rope:
+        found["rope_local_base_freq"] = get("rope.freq_base_swa") or 10000.0
     found["rotated"] = dims
     return dims if isinstance(dims, int) and 0 < dims < 1 << 20 else 0
 

@@ -18,9 +18,11 @@ from qconvert.formats.checkpoint_files import read_json_object
 from qconvert.formats.mlc.architectures import ARCHITECTURES, NORMS, Architecture
 from qconvert.formats.mlc.index import Found, read_index
 from qconvert.formats.mlc.schemes import SCHEMES, Scheme
+from qconvert.formats.mlc.told import told_of
 from qconvert.formats.refusal import Reason, raise_if_any, refuse
 from qconvert.formats.source import Source, SourceTensor
 from qconvert.formats.target import StoredTensor
+from qconvert.formats.told import Told
 
 CONFIG = "mlc-chat-config.json"
 Floats = NDArray[np.float32]
@@ -69,6 +71,10 @@ class FolderReader:
         parts, reasons = _parts(source, self.arch, self.tensors)
         raise_if_any(reasons)
         return _Weights(self, {one.name: one for one in source.tensors}, parts)
+
+    def told(self, source: Source) -> Told:
+        """What mlc-chat-config.json and the files beside it say of the model."""
+        return told_of(self.metadata, self.files[-1].parent, source)
 
 
 class _Weights(Mapping[str, Floats]):

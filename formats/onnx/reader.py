@@ -16,9 +16,11 @@ from qconvert.formats.onnx.reader_files import Opened, open_graph
 from qconvert.formats.onnx.reader_graph import Graph, dotted
 from qconvert.formats.onnx.reader_matrices import Floats, Matrix
 from qconvert.formats.onnx.reader_roles import Key, Roles, Rows, find_roles
+from qconvert.formats.onnx.told import told_of
 from qconvert.formats.refusal import Reason, Refused, raise_if_any, refuse
 from qconvert.formats.source import Source, SourceTensor
 from qconvert.formats.target import InputRounding, StoredTensor
+from qconvert.formats.told import Told
 
 CONFIG = "genai_config.json"
 HEAD = "lm_head.weight"
@@ -64,6 +66,10 @@ class OnnxReader:
             placed[HEAD] = self._roles.head.weight
         raise_if_any(reasons[:8])
         return _Weights(placed)
+
+    def told(self, source: Source) -> Told:
+        """What genai_config.json, the graph and the small files say of the model."""
+        return told_of(self.metadata, self._roles.graph, self.files[-1].parent)
 
     def input_rounding_of(self, source: Source) -> Mapping[str, InputRounding]:
         """Checkpoint name of a weight -> how ONNX Runtime rounds what it is multiplied with, at the
