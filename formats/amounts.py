@@ -1,4 +1,4 @@
-"""Amounts of bytes as people write them."""
+"""Amounts of bytes as people write and read them."""
 
 from __future__ import annotations
 
@@ -14,3 +14,13 @@ def parse_size(text: str) -> int:
     if match is None or match[2] not in PREFIXES or int(float(match[1])) == 0:
         raise ValueError(f"{text!r} is not a size; write it as 500MB, 2GB or 1.5GiB")
     return int(float(match[1]) * PREFIXES[match[2]])
+
+
+def show_size(nbytes: float) -> str:
+    """Decimal units, enough digits to tell a size from the next: 143.61 MB, 2.031 GB."""
+    value, unit = float(nbytes), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:,.0f} B" if unit == "B" else f"{value:,.5g} {unit}"

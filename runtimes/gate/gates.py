@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qconvert.formats.amounts import parse_size
+from qconvert.formats.amounts import parse_size, show_size
 from qconvert.formats.refusal import Reason, raise_if_any, refuse
 
 LARGEST_FILE = 1 << 20  # bytes of a gate file: they have some hundred
@@ -44,15 +44,32 @@ class Unit:
     lowest: float = 0.0
     highest: float = math.inf
     zero: bool = False  # whether `lowest` itself makes sense
+    suffix: str = ""  # behind a figure
+    percent: bool = False  # whether a figure is shown as one
     bytes: bool = False  # a whole number, or written with a prefix: "100MB"
 
+    def shown(self, value: float) -> str:
+        """A figure as a sentence has it: "0.0439 nats", "143.6 MB", "88.1 %"."""
+        return show_size(value) if self.bytes else f"{self.number(value)}{self.suffix}"
 
-NATS = Unit("nats", "NATS", "a divergence in nats", "0.05", zero=True)
-SHARE = Unit("share", "SHARE", "a share from 0 to 1", "0.9", highest=1.0)
+    def between(self, low: float, high: float) -> str:
+        """An interval: "0.0408 to 0.0486 nats"; one that has no end is "0.0408 nats or more"."""
+        if math.isinf(high):
+            return f"{self.shown(low)} or more"
+        return f"{self.number(low)} to {self.shown(high)}"
+
+    def number(self, value: float) -> str:
+        if self.bytes:
+            return show_size(value)
+        return f"{100 * value:.2f}" if self.percent else f"{value:.4g}"
+
+
+NATS = Unit("nats", "NATS", "a divergence in nats", "0.05", zero=True, suffix=" nats")
+SHARE = Unit("share", "SHARE", "a share from 0 to 1", "0.9", highest=1.0, suffix=" %", percent=True)
 RATIO = Unit("ratio", "RATIO", "a ratio above 0", "1.03")
-TIMES = Unit("times", "TIMES", "how many times as fast", "1.5")
-RATE = Unit("tokens/s", "RATE", "a number of tokens per second", "20")
-SECONDS = Unit("s", "SECONDS", "a number of seconds", "0.5")
+TIMES = Unit("times", "TIMES", "how many times as fast", "1.5", suffix=" times")
+RATE = Unit("tokens/s", "RATE", "a number of tokens per second", "20", suffix=" tokens/s")
+SECONDS = Unit("s", "SECONDS", "a number of seconds", "0.5", suffix=" s")
 SIZE = Unit("bytes", "SIZE", "a size", '"100MB"', bytes=True)
 
 
@@ -132,6 +149,10 @@ class Gates:
     def need(self, basis: Basis) -> bool:
         """Whether a gate that is set looks at `basis`."""
         return any(gate.basis == basis for gate, _ in self.asked())
+
+    def only(self, basis: Basis) -> Gates:
+        """Those that look at `basis`."""
+        return Gates(**{gate.key: limit for gate, limit in self.asked() if gate.basis == basis})
 
     def over(self, other: Gates) -> Gates:
         """These limits, and those of `other` where there is none: flags over a file."""
