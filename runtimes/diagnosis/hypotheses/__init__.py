@@ -1,0 +1,1 @@
+"""What a decoded tensor may be instead of what it should be: one module for each supposition."""
