@@ -10,7 +10,6 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,30 +17,22 @@ import click
 
 from qconvert import __version__
 from qconvert.asked import Asked
+from qconvert.check_commands import bench_command, check_command
 from qconvert.convert_options import convert_options
 from qconvert.deliver import can_report, deliver, write_report_folder
-from qconvert.errors import FAILED, OK, REFUSED, explain, terminate
+from qconvert.errors import OK, REFUSED, explain, terminate
 from qconvert.formats.refusal import refuse
 from qconvert.manual import CONVERT, HELP
 from qconvert.options import (
     GROUPS,
     ByDefault,
     Grouped,
-    bench_options,
-    check_options,
     folder_or_file,
     json_option,
     own_parameter,
 )
-from qconvert.progress import bar, bars
-from qconvert.running import (
-    NO_RUNTIME,
-    chosen_runtime,
-    float_output,
-    recognised,
-    runtime_faults,
-    target_of,
-)
+from qconvert.progress import bars
+from qconvert.running import recognised, target_of
 from qconvert.runtime_commands import runtimes_group
 
 
@@ -134,90 +125,6 @@ def inspect_command(path: Path, all_tensors: bool, report: str | None) -> None:
     deliver(result, report, *render.inspect_tables(result))
 
 
-@cli.command("check", short_help="How far an output is from its source, in its runtime.")
-@check_options
-def check_command(
-    out: Path,
-    model: Path,
-    text: Path | None,
-    windows: int,
-    length: int,
-    max_kl: float | None,
-    no_floor: bool,
-    no_runtime: bool,
-    runtime_name: str | None,
-    runtime_path: Path | None,
-    threads: int | None,
-    report: str | None,
-) -> int:
-    """Load OUT in its runtime and compare it with MODEL, the folder that it was made from.
-
-    \b
-      qconvert check small.gguf --against models/smollm2-135m
-      qconvert check small.gguf --against models/smollm2-135m --text mine.txt --max-kl 0.1
-      qconvert check for-tensorrt-llm --against models/smollm2-135m --no-runtime
-
-    Two distances are told apart: from the source to the file as decoded (what the type costs), and
-    from there to the runtime (what the runtime adds). Exit 1 when the check fails.
-    """
-    from qconvert.checkpoint import open_checkpoint
-    from qconvert.runtimes.check import check
-    from qconvert.runtimes.loader import loaders_of
-    from qconvert.runtimes.report import check_view
-
-    target = target_of(out)
-    source = open_checkpoint(model)
-    runtime = None
-    if not no_runtime:
-        runtime = chosen_runtime(target, out, runtime_name, runtime_path, or_none=NO_RUNTIME)
-    elif runtime_name is not None or runtime_path is not None:
-        raise refuse("--no-runtime and a runtime contradict each other", "leave one of them out")
-    with runtime_faults(runtime), bar("windows") as progress, ExitStack() as stack:
-        floor = None
-        if runtime is not None and not no_floor:
-            floor = stack.enter_context(float_output(source, target, out))
-        found = check(
-            out, source, reader=target.reader(out), runtime=runtime,
-            loaders=loaders_of(target.name), text_file=text,
-            windows=windows, length=length, threads=threads, floor=floor, max_kl=max_kl,
-            progress=progress,
-        )  # fmt: skip
-    deliver(found, report, check_view(found))
-    return OK if found.passed else FAILED
-
-
-@cli.command("bench", short_help="Tokens per second and peak memory of an output.")
-@bench_options
-def bench_command(
-    out: Path,
-    prompt: int,
-    generate: int,
-    repetitions: int,
-    batches: tuple[int, ...],
-    runtime_name: str | None,
-    runtime_path: Path | None,
-    threads: int | None,
-    report: str | None,
-) -> None:
-    """Time OUT in its runtime: reading a prompt and generating, apart.
-
-    \b
-      qconvert bench small.gguf --threads 2
-      qconvert bench small.gguf --runtime-path ~/llama.cpp/build/bin --json speed.json
-    """
-    from qconvert.runtimes.bench import bench
-    from qconvert.runtimes.report import bench_view
-
-    target = target_of(out)
-    runtime = chosen_runtime(target, out, runtime_name, runtime_path)
-    with runtime_faults(runtime):
-        found = bench(
-            out, reader=target.reader(out), runtime=runtime, prompt=prompt, generate=generate,
-            repetitions=repetitions, threads=threads, batches=batches,
-        )  # fmt: skip
-    deliver(found, report, bench_view(found))
-
-
 @cli.command("targets", short_help="Formats, their types, and the runtimes usable here.")
 @json_option
 def targets_command(report: str | None) -> None:
@@ -251,6 +158,8 @@ def methods_command(report: str | None) -> None:
     deliver(result, report, *render.method_tables(result))
 
 
+cli.add_command(check_command)
+cli.add_command(bench_command)
 cli.add_command(runtimes_group)
 
 

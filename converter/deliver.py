@@ -21,6 +21,19 @@ def deliver(result: Any, report: str | None, *tables: Any) -> None:
         render.show(*tables)
 
 
+def write_text(text: str, where: str) -> None:
+    """Write `text` to the file `where`, whole or not at all, or to standard output when it is
+    "-"."""
+    import sys
+
+    from qconvert.facts import write_whole
+
+    if where == "-":
+        sys.stdout.write(text)
+    else:
+        write_whole(text, Path(where))
+
+
 def can_report(folder: Path | None, *, force: bool) -> None:
     """`Refused` when no report can be written to `folder`: before the work is done, not after."""
     if folder is not None:

@@ -10,7 +10,8 @@ import click
 
 from qconvert.formats.refusal import MissingRuntime, Reason, Refused
 
-OK, FAILED, REFUSED, BROKEN, FAULT, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 70, 130, 143
+OK, FAILED, REFUSED, BROKEN, INCONCLUSIVE = 0, 1, 2, 3, 4
+FAULT, INTERRUPTED, TERMINATED = 70, 130, 143
 
 KINDS = {
     REFUSED: "refused",

@@ -79,10 +79,18 @@ def write_report(value: Any, where: str) -> None:
 
         click.echo(text, nl=False)
         return
+    write_whole(text, Path(where))
+
+
+def write_whole(text: str, path: Path) -> None:
+    """Write `text` to the file `path`, whole or not at all; `Refused` where that cannot be."""
+    aside = path.with_name(f".{path.name}.part")
     try:
-        Path(where).write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
     except OSError as error:
-        raise refuse(f"cannot write the report {where}: {error.strerror}") from error
+        aside.unlink(missing_ok=True)
+        raise refuse(f"cannot write the report {path}: {error.strerror}") from error
 
 
 def grouped(rows: Iterable[_Row], *, each: bool = False) -> list[dict[str, Any]]:

@@ -29,6 +29,9 @@ from qconvert.runtimes.findings import (
     TextFacts,
     file_facts,
 )
+from qconvert.runtimes.gate.gates import Gates
+from qconvert.runtimes.gate.judge import verdict_of
+from qconvert.runtimes.gate.positions import histogram, worst
 from qconvert.runtimes.guarded import Guarded
 from qconvert.runtimes.judged import Found, Judged, Way, open_ways
 from qconvert.runtimes.loader import Loader
@@ -41,6 +44,8 @@ from qconvert.runtimes.text import Encode
 from qconvert.runtimes.told import compare_told
 from qconvert.runtimes.weights import WeightCheck
 from qconvert.runtimes.yardstick import Progress, Yardstick, yardstick
+
+NO_GATES = Gates()
 
 NO_RUNTIME = "no runtime was run: the file was decoded, and compared with its source"
 
@@ -75,7 +80,7 @@ def check(
     windows: int = 8,
     length: int = 512,
     threads: int | None = None,
-    max_kl: float | None = None,
+    gates: Gates = NO_GATES,
     progress: Progress = lambda what, done, total: None,
 ) -> CheckReport:
     """Measure one output against the model that it was made from, and judge it: `yardstick` and
@@ -86,7 +91,7 @@ def check(
         source, text_file=text_file, windows=windows, length=length, threads=threads,
         encode=encoder_of(output, threads or 1, length), progress=progress,
     ) as ruler:  # fmt: skip
-        return check_output(output, ruler, max_kl=max_kl, progress=progress)
+        return check_output(output, ruler, gates=gates, progress=progress)
 
 
 def require(output: Output) -> None:
@@ -117,7 +122,7 @@ def check_output(
     output: Output,
     ruler: Yardstick,
     *,
-    max_kl: float | None = None,
+    gates: Gates = NO_GATES,
     progress: Progress = lambda what, done, total: None,
 ) -> CheckReport:
     """Measure one output with a yardstick, and judge it.
@@ -142,34 +147,47 @@ def check_output(
             if runtime is None
             else RuntimeFacts(runtime.name, runtime.version(), ruler.threads, ways[0].session.notes)
         )
-    judged = Judged(ways, found, max_kl)
-    return _report(output, ruler, judged, found, ways, facts, started)
+    speed = output.speed() if output.speed is not None and not _failed(ways) else None
+    return _report(output, ruler, gates, found, ways, facts, speed, started)
+
+
+def _failed(ways: Sequence[Way]) -> bool:
+    return any(way.session.failure for way in ways)
 
 
 def _report(
     output: Output,
     ruler: Yardstick,
-    judged: Judged,
+    gates: Gates,
     found: Found,
     ways: Sequence[Way],
     runtime: RuntimeFacts | None,
+    speed: BenchReport | None,
     started: float,
 ) -> CheckReport:
-    text = ruler.pieces.text
+    """What was found, judged."""
+    pieces, judged = ruler.pieces, Judged(ways, found)
+    file = file_facts(output.path, output.reader)
+    judgements = judged.gated(gates, file.nbytes, speed, len(pieces.tokens))
+    gated = [one.told for one in judgements if one.verdict == "FAIL"]
+    rows = next(
+        rows for rows in (ways and ways[0].total, found.as_told, found.quantization) if rows
+    )
     return CheckReport(
-        verdict="FAIL" if judged.findings else "PASS",
-        reasons=tuple(one.problem for one in judged.findings),
+        verdict=verdict_of(judged.findings, judgements),
+        reasons=(*(one.problem for one in judged.findings), *gated),
         findings=tuple(judged.findings),
+        judgements=judgements,
         notes=_notes(ways, found),
-        file=file_facts(output.path, output.reader),
+        file=file,
         model=str(ruler.source.folder),
         runtime=runtime,
         text=TextFacts(
-            text.name,
-            text.sha256,
-            len(ruler.pieces.tokens),
-            ruler.pieces.length,
-            ruler.pieces.prefix,
+            pieces.text.name,
+            pieces.text.sha256,
+            len(pieces.tokens),
+            pieces.length,
+            pieces.prefix,
         ),
         quantization=judged.quantization,
         runtime_adds=judged.first.adds,
@@ -178,12 +196,14 @@ def _report(
         noise=judged.first.noise,
         tokens=found.tokens,
         tensors=tuple(found.tensors),
-        max_kl=None,
         seconds=time.perf_counter() - started,
         also=judged.also,
         loaders=tuple(found.loaders),
         as_told=judged.as_told,
         layers=found.layers,
+        worst=worst(rows, pieces.tokens, ruler.decode),
+        histogram=histogram(rows),
+        speed=speed,
     )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
 from qconvert.runtimes import verdict
 from qconvert.runtimes.findings import (
+    BenchReport,
     Finding,
+    Judgement,
     LayerError,
     LoaderFacts,
     Noise,
@@ -18,6 +20,8 @@ from qconvert.runtimes.findings import (
     Stage,
     TokenParity,
 )
+from qconvert.runtimes.gate.gates import Gates
+from qconvert.runtimes.gate.judge import judge
 from qconvert.runtimes.guarded import Guarded
 from qconvert.runtimes.measure import Distance, Rows, summarise
 from qconvert.runtimes.runtime import Runtime
@@ -91,16 +95,17 @@ def _measured(way: Way, floor: Sequence[Rows]) -> Measured:
     failure = way.session.failure
     if failure:
         return Measured(way.name, failure)
-    return Measured(way.name, "", _summary(way.adds), _summary(way.total), _noise(way, floor))
+    adds, total = (_summary(rows, intervals=True) for rows in (way.adds, way.total))
+    return Measured(way.name, "", adds, total, _noise(way, floor))
 
 
 class Judged:
     """Distances of a check, and what is wrong, causes first."""
 
-    def __init__(self, ways: Sequence[Way], found: Found, max_kl: float | None) -> None:
-        self.quantization = summarise(found.quantization)
+    def __init__(self, ways: Sequence[Way], found: Found) -> None:
+        self.quantization = summarise(found.quantization, intervals=True)
         self.floor = _summary(found.floor)
-        self.as_told = _summary(found.as_told)
+        self.as_told = _summary(found.as_told, intervals=True)
         measured = [_measured(way, found.floor) for way in ways]
         self.first = measured[0] if measured else Measured()
         self.also = _other(ways[1], measured[1]) if len(ways) > 1 else None
@@ -125,15 +130,26 @@ class Judged:
                         *verdict.runtime_noise(one.name, one.noise, found.block),
                     )
                 ),
-                *verdict.too_far("", self.first.total or self.as_told or self.quantization, max_kl),
-                *(
-                    problem
-                    for one in measured[1:]
-                    if one.total is not None
-                    for problem in verdict.too_far(one.name, one.total, max_kl)
-                ),
             ),
             key=lambda one: STAGES.index(one.stage),
+        )
+
+    @property
+    def subject(self) -> Distance:
+        """From the source to what a user gets, as far as it is known: what gates are about."""
+        return self.first.total or self.as_told or self.quantization
+
+    def gated(
+        self, gates: Gates, size: int, speed: BenchReport | None, windows: int
+    ) -> tuple[Judgement, ...]:
+        """Each gate of `gates`; those about text also of the other way to run the file."""
+        found = judge(gates, distance=self.subject, size=size, speed=speed, windows=windows)
+        if self.also is None or self.also.total is None:
+            return found
+        label, total = self.also.label, self.also.total
+        other = judge(gates.only("text"), distance=total, size=size, speed=None, windows=windows)
+        return *found, *(
+            replace(one, gate=f"{one.gate}, {label}", told=f"{label}: {one.told}") for one in other
         )
 
 
@@ -142,8 +158,8 @@ def _other(way: Way, measured: Measured) -> OtherWay:
     return OtherWay(label, measured.adds, measured.total, measured.noise)
 
 
-def _summary(parts: Sequence[Rows]) -> Distance | None:
-    return summarise(parts) if parts else None
+def _summary(parts: Sequence[Rows], *, intervals: bool = False) -> Distance | None:
+    return summarise(parts, intervals=intervals) if parts else None
 
 
 def _noise(way: Way, floors: Sequence[Rows]) -> Noise | None:

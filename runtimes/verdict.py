@@ -85,10 +85,3 @@ def token_faults(parity: TokenParity | None) -> Iterator[Finding]:
         f"{parity.mismatches} of {parity.strings} strings get other tokens than from the model's"
         f" tokenizer, such as {first.text!r}: {list(first.expected)} became {list(first.runtime)}",
     )
-
-
-def too_far(where: str, distance: Distance, max_kl: float | None) -> Iterator[Finding]:
-    """`where`: the way of running the file, in front of the reason; empty for the first."""
-    if max_kl is not None and not distance.kl_mean <= max_kl:
-        told = f"KL from the source is {distance.kl_mean:.4g} nats, more than {max_kl:g} (--max-kl)"
-        yield Finding("numbers", "max-kl", f"{where}: {told}" if where else told)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,13 @@ class Yardstick:
     blocks: Blocks  # [blocks, at most SEEN, hidden]: what each gives to the next
     threads: int
     _floors: dict[tuple[str, Path], Floor] = field(default_factory=dict)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of some tokens; their numbers, where there is no tokenizer.json."""
+        if self.tokenizer is None:
+            return " ".join(map(str, tokens))
+        found: str = self.tokenizer.decode(list(tokens), skip_special_tokens=False)
+        return found
 
     def floor(self, runtime: Runtime, unquantized: Path) -> Floor:
         """`runtime`'s own noise: source -> runtime on an unquantized output, measured once."""

@@ -23,6 +23,7 @@ from qconvert.formats.target import InputRounding
 from qconvert.pipeline import convert
 from qconvert.runtimes.check import check
 from qconvert.runtimes.findings import CheckReport
+from qconvert.runtimes.gate.gates import Gates
 from qconvert.runtimes.llamacpp import LlamaCpp
 from qconvert.runtimes.noise import Rounding, activation_blocks, rounded
 from qconvert.runtimes.process import RuntimeFailed
@@ -186,10 +187,12 @@ def test_max_kl_is_a_gate(
     source: Checkpoint, runtime: LlamaCpp, tiny_gguf: Callable[..., Path], prose: Path
 ) -> None:
     out = tiny_gguf("Q4_0")
-    assert checked(out, source, runtime, prose, max_kl=50.0).passed
-    found = checked(out, source, runtime, prose, max_kl=1e-6)
-    assert not found.passed
-    assert "--max-kl" in found.reasons[0]
+    assert checked(out, source, runtime, prose, gates=Gates(max_kl=50.0)).passed
+    found = checked(out, source, runtime, prose, gates=Gates(max_kl=1e-6))
+    assert found.verdict == "FAIL"
+    assert "the mean KL from the source is" in found.reasons[0]
+    assert found.findings == ()
+    assert [(one.gate, one.verdict) for one in found.judgements] == [("max-kl", "FAIL")]
 
 
 @dataclass(frozen=True)
@@ -446,6 +449,6 @@ def test_a_fault_in_the_other_way_fails_the_check(
 def test_max_kl_is_a_gate_for_both_ways(
     computed: Computed, both_ways: Callable[..., CheckReport]
 ) -> None:
-    first, second = both_ways(computed, max_kl=1e-6).reasons
-    assert first.startswith("KL from the source")
-    assert second.startswith("computed, as users run it: KL from the source")
+    first, second = both_ways(computed, gates=Gates(max_kl=1e-6)).reasons
+    assert first.startswith("the mean KL from the source")
+    assert second.startswith("as users run it: the mean KL from the source")

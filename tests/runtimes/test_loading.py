@@ -23,6 +23,7 @@ from qconvert.formats.target import Request, target_named
 from qconvert.pipeline import convert
 from qconvert.runtimes.check import NO_RUNTIME, check
 from qconvert.runtimes.findings import CheckReport, LoaderFacts
+from qconvert.runtimes.gate.gates import Gates
 from qconvert.runtimes.installable import installable
 from qconvert.runtimes.loader import Loaded, Loader, loaders, loaders_of
 from qconvert.runtimes.loading import read_by
@@ -142,9 +143,9 @@ def test_the_gate_holds_what_users_get(folder: Folder, model: Checkpoint, prose:
     free = alone(folder("fp8", kv="fp8"), model, prose)
     assert free.as_told is not None
     between = (free.quantization.kl_mean + free.as_told.kl_mean) / 2
-    found = alone(folder("fp8", kv="fp8"), model, prose, max_kl=between)
+    found = alone(folder("fp8", kv="fp8"), model, prose, gates=Gates(max_kl=between))
     assert not found.passed
-    assert "--max-kl" in found.reasons[0]
+    assert "the mean KL from the source is" in found.reasons[0]
 
 
 def test_a_wrong_tensor_fails_without_a_runtime(
