@@ -139,6 +139,7 @@ OPTIONAL_SIZES = (
 )  # fmt: skip
 
 
+LARGEST = 2**31 - 1
 MOST_BLOCKS = 10_000
 """More than any model has: a wrong number must not fill the memory with expected names."""
 
@@ -150,7 +151,7 @@ def config_problems(config: Mapping[str, Any]) -> list[str]:
         value = config.get(name)
         if value is None and name in OPTIONAL_SIZES:
             continue
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= LARGEST:
             problems.append(f"{name} is {value!r}, not a positive whole number")
     if problems:
         return problems

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
+from qconvert.formats.careful import read_json_object
 from qconvert.formats.refusal import Reason, Refused, collecting, raise_if_any, refuse
 from qconvert.formats.safetensors_header import Entry, read_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+__all__ = ["INDEX", "PICKLES", "SINGLE", "read_json_object", "stored_tensors"]
 
 
 def stored_tensors(folder: Path) -> dict[str, Entry]:
@@ -28,10 +28,12 @@ def _sharded(folder: Path) -> dict[str, Entry]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise refuse(f"{INDEX} has no weight_map", "download or copy it again")
-    reasons: list[Reason] = []
+    others = [name for name, shard in weight_map.items() if not isinstance(shard, str)]
+    reasons = [Reason(f"{INDEX}: the place of {name} is not the name of a file") for name in others]
+    raise_if_any(reasons)
     stored: dict[str, Entry] = {}
     read: set[str] = set()
-    for shard in sorted({str(name) for name in weight_map.values()}):
+    for shard in sorted(set(weight_map.values())):
         with collecting(reasons):
             entries = _shard(folder, shard)
             twice = sorted(entries.keys() & stored.keys())
@@ -71,18 +73,3 @@ def _no_weights(folder: Path) -> Refused:
         f"no weights in {folder}: neither {SINGLE} nor {INDEX}{beside}",
         "give the folder that transformers' save_pretrained writes",
     )
-
-
-def read_json_object(path: Path, remedy: str) -> dict[str, Any]:
-    """The object in a JSON file; `Refused` when there is none."""
-    try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise refuse(f"no {path.name} in {path.parent}", remedy) from None
-    except OSError as fault:
-        raise refuse(f"{path.name} cannot be read: {fault.strerror}") from None
-    except (ValueError, RecursionError) as fault:
-        raise refuse(f"{path.name} is not JSON: {fault}", "download or copy it again") from None
-    if not isinstance(parsed, dict):
-        raise refuse(f"{path.name} is not a JSON object", "download or copy it again")
-    return parsed

@@ -6,15 +6,19 @@ huggingface/safetensors, `safetensors/src/tensor.rs` (`Metadata::validate`).
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from qconvert.formats.careful import is_plain, parse_json
 from qconvert.formats.refusal import refuse
 
 LARGEST_HEADER = 100_000_000
+MOST_SIZES = 32
+"""In a shape: what numpy holds."""
+LARGEST_SIZE = 1 << 48
+"""Of one dimension: sizes in bytes and their products then fit wherever they are computed."""
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
@@ -43,6 +47,8 @@ def read_header(path: Path) -> dict[str, Entry]:
     """The tensors of `path`; `Refused`, naming the file and the fault, unless every byte is
     accounted for."""
     try:
+        if path.exists() and not is_plain(path):
+            raise _Bad("it is not a plain file")
         return _read(path)
     except _Bad as fault:
         raise refuse(f"{path.name}: {fault}", "download or copy the file again") from None
@@ -72,8 +78,8 @@ def _read(path: Path) -> dict[str, Entry]:
 
 def _parse(text: bytes) -> dict[str, Any]:
     try:
-        parsed = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as fault:
+        parsed = parse_json(text, _unique)
+    except ValueError as fault:
         raise _Bad(f"corrupt: the header is not JSON ({fault})") from None
     if not isinstance(parsed, dict):
         raise _Bad("corrupt: the header is not a JSON object")
@@ -93,9 +99,9 @@ def _entry(name: str, fields: object, path: Path, base: int) -> Entry:
     dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in BITS:
         raise _Bad(f"corrupt or too new: {name} has the unknown dtype {dtype!r}")
-    if not _naturals(shape):
+    if not _naturals(shape) or len(shape) > MOST_SIZES or max(shape, default=0) > LARGEST_SIZE:
         raise _Bad(f"corrupt: {name} has the shape {shape!r}")
-    if not _naturals(offsets) or len(offsets) != 2:
+    if not _naturals(offsets) or len(offsets) != 2 or max(offsets) > LARGEST_SIZE:
         raise _Bad(f"corrupt: {name} has the offsets {offsets!r}")
     begin, end = offsets
     if (end - begin) * 8 != math.prod(shape) * BITS[dtype]:

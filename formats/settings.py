@@ -8,6 +8,9 @@ from typing import Any
 
 from qconvert.formats.refusal import Reason
 
+LARGEST = 1 << 53
+"""Whole numbers from here on are none that a model has; a float does not hold them all."""
+
 
 class Settings:
     """A configuration with the defaults of its model type. Faults are noted, not raised. Keys are
@@ -87,4 +90,8 @@ def rope_kind(parameters: Mapping[str, Any]) -> str:
 
 def is_number(value: Any) -> bool:
     """True for a finite int or float that is no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, int):
+        return abs(value) < LARGEST
+    return isinstance(value, float) and math.isfinite(value)

@@ -26,7 +26,12 @@ from qconvert.formats.refusal import Refused, refuse
 ALIGNMENT = GGUF_DEFAULT_ALIGNMENT
 MAX_NAME = 63  # GGML_MAX_NAME - 1: llama.cpp refuses longer tensor names
 MAX_DIMS = 4
-MAX_STRINGS = 1 << 24  # in one array; the largest vocabularies have 2^18
+MAX_STRINGS = 1 << 21  # in one array; the largest vocabularies have 2^18
+MAX_HEADER = 1 << 28  # bytes before the data; of a vocabulary of 2^18, 2^24
+MAX_KEYS = 1 << 16
+MAX_TENSORS = 1 << 17
+MAX_SIZE = 1 << 48  # of one dimension: what is computed of it is then small
+MAX_SHOWN = 80  # characters of a name from a file in a message
 _SCALARS = {
     GGUFValueType.UINT8: "<u1",
     GGUFValueType.INT8: "<i1",
@@ -126,7 +131,9 @@ class _Cursor:
     """Reads forward through untrusted bytes."""
 
     def __init__(self, data: memoryview) -> None:
-        self.data, self.at = data, 0
+        self.data, self.at = data[:MAX_HEADER], 0
+        self.whole = len(data) <= MAX_HEADER
+        self.strings = 0
 
     @property
     def left(self) -> int:
@@ -134,7 +141,8 @@ class _Cursor:
 
     def take(self, size: int) -> memoryview:
         if size > self.left:
-            raise refuse("the header reaches past the end of the file")
+            end = "the end of the file" if self.whole else f"{MAX_HEADER:,} bytes"
+            raise refuse(f"the header reaches past {end}")
         self.at += size
         return self.data[self.at - size : self.at]
 
@@ -163,11 +171,13 @@ def decode_header(data: memoryview) -> Header:
     tensor_count, entry_count = cursor.integer(8), cursor.integer(8)
     if tensor_count * 32 + entry_count * 13 > cursor.left:
         raise refuse(f"{tensor_count} tensors and {entry_count} keys do not fit in the file")
+    if tensor_count > MAX_TENSORS or entry_count > MAX_KEYS:
+        raise refuse(f"{tensor_count} tensors and {entry_count} keys are more than any model has")
     entries: dict[str, Entry] = {}
     for _ in range(entry_count):
         entry = _read_entry(cursor)
         if entry.key in entries:
-            raise refuse(f"key {entry.key!r} is there twice")
+            raise refuse(f"key {entry.key[:MAX_SHOWN]!r} is there twice")
         entries[entry.key] = entry
     infos = [_read_info(cursor) for _ in range(tensor_count)]
     alignment = _alignment(entries)
@@ -195,11 +205,12 @@ def _read_entry(cursor: _Cursor) -> Entry:
         return Entry(key, cursor.numbers(kind, 1)[0].item(), kind)
     sub_kind, count = _kind(cursor.integer(4)), cursor.integer(8)
     if sub_kind is GGUFValueType.ARRAY:
-        raise refuse(f"key {key!r} holds arrays in an array")
+        raise refuse(f"key {key[:MAX_SHOWN]!r} holds arrays in an array")
     if sub_kind is not GGUFValueType.STRING:
         return Entry(key, cursor.numbers(sub_kind, count), kind, sub_kind)
-    if count > MAX_STRINGS or count * 8 > cursor.left:
-        raise refuse(f"key {key!r} claims {count} strings")
+    cursor.strings += count
+    if cursor.strings > MAX_STRINGS or count * 8 > cursor.left:
+        raise refuse(f"key {key[:MAX_SHOWN]!r} claims {count} strings")
     return Entry(key, tuple(cursor.string() for _ in range(count)), kind, sub_kind)
 
 
@@ -207,15 +218,19 @@ def _read_info(cursor: _Cursor) -> TensorInfo:
     name = cursor.string()
     dims = cursor.integer(4)
     if not name or not 1 <= dims <= MAX_DIMS:
-        raise refuse(f"tensor {name[:80]!r} has {dims} dimensions")
+        raise refuse(f"tensor {name[:MAX_SHOWN]!r} has {dims} dimensions")
     shape = tuple(cursor.integer(8) for _ in range(dims))[::-1]
+    if not all(0 < size <= MAX_SIZE for size in shape):
+        raise refuse(f"tensor {name[:MAX_SHOWN]!r} has the shape {list(shape)}")
     number, offset = cursor.integer(4), cursor.integer(8)
     try:
         kind = GGMLQuantizationType(number)
     except ValueError:
-        raise refuse(f"tensor {name!r} is of an unknown type {number}") from None
+        raise refuse(f"tensor {name[:MAX_SHOWN]!r} is of an unknown type {number}") from None
     if shape[-1] % GGML_QUANT_SIZES[kind][0]:
-        raise refuse(f"tensor {name!r}: rows of {shape[-1]} are not whole blocks of {kind.name}")
+        raise refuse(
+            f"tensor {name[:MAX_SHOWN]!r}: rows of {shape[-1]} are not whole blocks of {kind.name}"
+        )
     return TensorInfo(name, shape, kind, offset)
 
 

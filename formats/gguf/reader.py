@@ -11,6 +11,7 @@ import numpy as np
 from gguf.constants import Keys
 from numpy.typing import NDArray
 
+from qconvert.formats.careful import is_plain
 from qconvert.formats.floats import DTYPES, decode_floats
 from qconvert.formats.gguf.grids import GRIDS
 from qconvert.formats.gguf.header import Header, TensorInfo, decode_header, described
@@ -119,7 +120,7 @@ def open_reader(path: Path) -> GgufReader:
             stored[name] = StoredTensor(name, info.shape, info.type.name, info.nbytes)
             views[name] = _view(header, info, data)
     metadata = {key: entry.value for key, entry in opened[0][0].entries.items()}
-    promised = metadata.get(Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, len(stored))
+    promised = _whole(metadata.get(Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, len(stored)))
     if promised != len(stored):
         raise refuse(f"{path}: {promised} tensors promised, {len(stored)} found")
     return GgufReader(files, metadata, stored, views)
@@ -143,7 +144,7 @@ def _open(path: Path) -> tuple[Header, NDArray[np.uint8]]:
 def _check_shard(path: Path, header: Header, number: int, count: int) -> None:
     entries = header.entries
     found = [
-        entries[key].value if key in entries else default
+        _whole(entries[key].value) if key in entries else default
         for key, default in (
             (Keys.Split.LLM_KV_SPLIT_NO, 0),
             (Keys.Split.LLM_KV_SPLIT_COUNT, 1),
@@ -156,6 +157,11 @@ def _check_shard(path: Path, header: Header, number: int, count: int) -> None:
         )
 
 
+def _whole(value: Any) -> int | None:
+    """A whole number of the metadata; None for anything else, which equals none that is wanted."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
 def _view(header: Header, info: TensorInfo, data: NDArray[np.uint8]) -> NDArray[np.uint8]:
     start = header.data_start + info.offset
     return data[start : start + info.nbytes]
@@ -164,7 +170,10 @@ def _view(header: Header, info: TensorInfo, data: NDArray[np.uint8]) -> NDArray[
 def looks_like_gguf(path: Path) -> bool:
     """True when `path`, or the first file that was split from it, begins as a GGUF file does."""
     try:
-        with find_files(path)[0].open("rb") as file:
+        first = find_files(path)[0]
+        if not is_plain(first):  # a FIFO would be waited for
+            return False
+        with first.open("rb") as file:
             return file.read(4) == b"GGUF"
     except OSError:
         return False

@@ -7,10 +7,19 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from qconvert.formats.careful import read_json
+from qconvert.formats.refusal import Refused
 from qconvert.formats.serving.container import Container, containers
+from qconvert.formats.shapes import TEXT, TEXTS, Keys, maybe
 
 MARK = "qconvert.json"
 """Says what a folder was made for: the same folder may serve several programs."""
+
+
+READ = Keys(
+    {"target": TEXT, "type": TEXT, "container": maybe(TEXT), "kv": maybe(TEXT), "runs_on": TEXTS},
+    required=("target", "type"),
+)
 
 
 def mark_json(
@@ -25,7 +34,7 @@ def mark_json(
 def mark_of(folder: Path) -> Mapping[str, Any]:
     """What `mark_json` wrote; empty for a folder of others, or one that is damaged."""
     found = _object(folder / MARK)
-    whole = isinstance(found.get("target"), str) and isinstance(found.get("type"), str)
+    whole = not any(READ.misfits(found, ""))
     return found if whole and (folder / "config.json").is_file() else {}
 
 
@@ -39,7 +48,7 @@ def container_of(folder: Path) -> Container | None:
 
 def _object(path: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = read_json(path)
+    except (OSError, Refused):
         return {}
     return found if isinstance(found, dict) else {}

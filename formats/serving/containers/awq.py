@@ -13,16 +13,26 @@ from typing import Any
 from qconvert.formats.refusal import Reason, refuse
 from qconvert.formats.serving.container import Config, Told
 from qconvert.formats.serving.containers.assembled import Assembled
-from qconvert.formats.serving.containers.claims import Claims, quantization_of, scheme_like
+from qconvert.formats.serving.containers.claims import (
+    Claims,
+    check_told,
+    quantization_of,
+    scheme_like,
+)
 from qconvert.formats.serving.containers.common import by_parts, one_scheme
 from qconvert.formats.serving.layouts.awq import Awq
 from qconvert.formats.serving.layouts.layout import Layout
 from qconvert.formats.serving.scheme import Scheme
+from qconvert.formats.shapes import COUNT, FLAG, SIZE, TEXTS, Shape, maybe
 
 BITS = 4
 ROW = -1  # the group of whole rows, in its configuration
 
 _LAYOUT = Awq()
+READ: Mapping[str, Shape] = {
+    "bits": COUNT, "w_bit": COUNT, "group_size": SIZE, "q_group_size": SIZE, "zero_point": FLAG,
+    "modules_to_not_convert": maybe(TEXTS),
+}  # fmt: skip
 
 
 def _layout(scheme: Scheme) -> Layout | None:
@@ -58,6 +68,7 @@ def _claims(config: Mapping[str, Any], folder: Path) -> Claims | None:
     told = quantization_of(config)
     if str(told.get("quant_method", "")).lower() != "awq":
         return None
+    check_told(told, READ)
     if str(told.get("version", "gemm")).lower() != "gemm":
         raise refuse(f"AWQ of version {told['version']!r}", "qconvert reads version gemm")
     size = int(told.get("group_size", told.get("q_group_size", ROW)))

@@ -12,6 +12,7 @@ from qconvert.formats.serving.containers.names import EMBEDDINGS
 from qconvert.formats.serving.layouts.layout import Layout
 from qconvert.formats.serving.scheme import Activations, Form, Scheme
 from qconvert.formats.serving.schemes import schemes
+from qconvert.formats.shapes import Keys, Shape, check
 from qconvert.formats.source import DTYPES, Dtype
 
 SHOWN = 5  # reasons of one kind
@@ -216,3 +217,8 @@ def quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """`quantization_config` of config.json; empty where there is none."""
     found = config.get("quantization_config")
     return found if isinstance(found, Mapping) else {}
+
+
+def check_told(told: Mapping[str, Any], keys: Mapping[str, Shape]) -> None:
+    """`Refused` where what a container reads of its configuration is of another kind."""
+    check(told, Keys(keys), "config.json: quantization_config", AGAIN)

@@ -8,16 +8,16 @@ class names before parts, so that exceptions are written as patterns that fit jo
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qconvert.formats.patterns import matches
 from qconvert.formats.refusal import Reason
 from qconvert.formats.serving.container import Config, Told
 from qconvert.formats.serving.containers.assembled import Assembled, CacheScales, InputScale
-from qconvert.formats.serving.containers.claims import Claims
+from qconvert.formats.serving.containers.claims import Claims, check_told
 from qconvert.formats.serving.containers.ct_args import (
     activation_args,
     kind_of,
@@ -28,10 +28,34 @@ from qconvert.formats.serving.containers.names import patterns
 from qconvert.formats.serving.layouts.layout import Layout
 from qconvert.formats.serving.layouts.numbers import E4M3_LARGEST, FP4_RANGE, INT8_LARGEST
 from qconvert.formats.serving.scheme import Scheme
+from qconvert.formats.shapes import (
+    COUNT,
+    FLAG,
+    SIZE,
+    TEXT,
+    TEXTS,
+    Each,
+    Keys,
+    Shape,
+    Values,
+    maybe,
+)
 
 METHOD = "compressed-tensors"
 LINEARS = "Linear"  # the class of every linear that no name or pattern fits
 PATTERN = "re:"
+_ARGUMENTS: Mapping[str, Shape] = {
+    "num_bits": COUNT, "type": TEXT, "strategy": maybe(TEXT), "symmetric": maybe(FLAG),
+    "group_size": maybe(SIZE), "block_structure": maybe(Each(COUNT, 2)),
+    "dynamic": maybe(FLAG, TEXT),
+}  # fmt: skip
+_GROUP: Mapping[str, Shape] = {
+    "targets": maybe(TEXTS), "format": maybe(TEXT), "weights": maybe(Keys(_ARGUMENTS)),
+    "input_activations": maybe(Keys(_ARGUMENTS)),
+}  # fmt: skip
+READ: Mapping[str, Shape] = {
+    "format": maybe(TEXT), "ignore": maybe(TEXTS), "config_groups": maybe(Values(Keys(_GROUP))),
+}  # fmt: skip
 MIXED = "mixed-precision"
 KV = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
 
@@ -86,6 +110,7 @@ def _claims(config: Mapping[str, Any], folder: Path) -> Claims | None:
     told = config.get("quantization_config") or config.get("compression_config")
     if not isinstance(told, Mapping) or told.get("quant_method") != METHOD:
         return None
+    check_told(told, READ)
     groups: list[tuple[Sequence[str], Scheme]] = [
         (group.get("targets") or (), scheme_of_group(group, told.get("format")))
         for group in (told.get("config_groups") or {}).values()
@@ -108,9 +133,7 @@ def _claims(config: Mapping[str, Any], folder: Path) -> Claims | None:
 
 def _fits(module: str, names: Iterable[str]) -> bool:
     return any(
-        re.match(name.removeprefix(PATTERN), module) is not None
-        if name.startswith(PATTERN)
-        else name == module
+        matches(name.removeprefix(PATTERN), module) if name.startswith(PATTERN) else name == module
         for name in names
     )
 

@@ -13,14 +13,24 @@ from typing import Any
 from qconvert.formats.refusal import Reason, refuse
 from qconvert.formats.serving.container import Config, Told
 from qconvert.formats.serving.containers.assembled import Assembled, InputScale
-from qconvert.formats.serving.containers.claims import Claims, quantization_of, scheme_like
+from qconvert.formats.serving.containers.claims import (
+    Claims,
+    check_told,
+    quantization_of,
+    scheme_like,
+)
 from qconvert.formats.serving.containers.common import Span, by_parts, one_scheme, span_of
 from qconvert.formats.serving.layouts.float_quantized import FloatQuantized
 from qconvert.formats.serving.layouts.layout import Layout
 from qconvert.formats.serving.layouts.numbers import E4M3_LARGEST
 from qconvert.formats.serving.scheme import Scheme
+from qconvert.formats.shapes import COUNT, TEXT, TEXTS, Each, Shape, maybe
 
 BLOCK = 128
+READ: Mapping[str, Shape] = {
+    "weight_block_size": maybe(Each(COUNT)), "activation_scheme": maybe(TEXT),
+    "ignored_layers": maybe(TEXTS), "modules_to_not_convert": maybe(TEXTS),
+}  # fmt: skip
 
 LAYOUTS: Mapping[tuple[Span, bool], Layout] = {
     ("block", False): FloatQuantized("weight_scale_inv", lambda rows, groups: (rows, groups)),
@@ -64,6 +74,7 @@ def _claims(config: Mapping[str, Any], folder: Path) -> Claims | None:
     told = quantization_of(config)
     if str(told.get("quant_method", "")).lower() != "fp8":
         return None
+    check_told(told, READ)
     block = told.get("weight_block_size")
     if block not in (None, [BLOCK, BLOCK]):
         raise refuse(f"the folder has blocks of {block}", f"qconvert reads {BLOCK} x {BLOCK}")

@@ -6,25 +6,35 @@ tried in order against the names of joined linears; the first that fits decides.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qconvert.formats.patterns import matches
 from qconvert.formats.refusal import Reason, refuse
 from qconvert.formats.serving.container import Config, Told
 from qconvert.formats.serving.containers.assembled import Assembled
-from qconvert.formats.serving.containers.claims import Claims, quantization_of, scheme_like
+from qconvert.formats.serving.containers.claims import (
+    Claims,
+    check_told,
+    quantization_of,
+    scheme_like,
+)
 from qconvert.formats.serving.containers.names import patterns
 from qconvert.formats.serving.layouts.gptq import Gptq
 from qconvert.formats.serving.layouts.layout import Layout
 from qconvert.formats.serving.scheme import Scheme
+from qconvert.formats.shapes import COUNT, FLAG, SIZE, Keys, Shape, Values, maybe
 
 BITS = (4, 8)
 GROUPS = (0, 32, 64, 128)
 ROW = -1  # the group of whole rows, in its configuration
 SKIP, CHANGE = "-:", "+:"
+_NUMBERS: Mapping[str, Shape] = {"bits": COUNT, "group_size": SIZE, "sym": FLAG}
+READ: Mapping[str, Shape] = {
+    **_NUMBERS, "desc_act": maybe(FLAG), "lm_head": FLAG, "dynamic": maybe(Values(Keys(_NUMBERS))),
+}  # fmt: skip
 
 _LAYOUT = Gptq()
 
@@ -86,6 +96,7 @@ def _claims(config: Mapping[str, Any], folder: Path) -> Claims | None:
     told = quantization_of(config)
     if str(told.get("quant_method", "")).lower() != "gptq":
         return None
+    check_told(told, READ)
     rules = told.get("dynamic") or {}
     group = int(told.get("group_size", ROW))
     if told.get("desc_act") and group != ROW:
@@ -95,7 +106,7 @@ def _claims(config: Mapping[str, Any], folder: Path) -> Claims | None:
     def rule(module: str) -> tuple[bool, Mapping[str, Any]]:
         for pattern, changed in rules.items():
             skip = pattern.startswith(SKIP)
-            if re.match(pattern.removeprefix(SKIP if skip else CHANGE), module):
+            if matches(pattern.removeprefix(SKIP if skip else CHANGE), module):
                 return skip, changed
         return False, {}
 

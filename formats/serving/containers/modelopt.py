@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import qconvert
+from qconvert.formats.careful import read_json_object
 from qconvert.formats.refusal import Reason, refuse
 from qconvert.formats.serving.container import CacheType, Config, Told
 from qconvert.formats.serving.containers.assembled import (
@@ -28,7 +29,12 @@ from qconvert.formats.serving.containers.assembled import (
     ColumnScale,
     InputScale,
 )
-from qconvert.formats.serving.containers.claims import Claims, quantization_of, scheme_like
+from qconvert.formats.serving.containers.claims import (
+    AGAIN,
+    Claims,
+    quantization_of,
+    scheme_like,
+)
 from qconvert.formats.serving.containers.common import by_parts
 from qconvert.formats.serving.containers.modelopt_algorithms import (
     ALGORITHMS,
@@ -40,9 +46,17 @@ from qconvert.formats.serving.containers.modelopt_algorithms import (
 from qconvert.formats.serving.layouts.layout import Layout
 from qconvert.formats.serving.layouts.numbers import E4M3_LARGEST, FP4_RANGE, INT8_LARGEST
 from qconvert.formats.serving.scheme import Scheme
+from qconvert.formats.shapes import FLAG, SIZE, TEXT, TEXTS, Keys, Shape, Values, check, maybe
 
 FILE = "hf_quant_config.json"
 MIXED = "MIXED_PRECISION"
+_LAYER: Mapping[str, Shape] = {
+    "quant_algo": maybe(TEXT), "group_size": maybe(SIZE), "has_zero_point": maybe(FLAG),
+}  # fmt: skip
+READ: Mapping[str, Shape] = {
+    **_LAYER, "exclude_modules": maybe(TEXTS), "ignore": maybe(TEXTS),
+    "quantized_layers": maybe(Values(Keys(_LAYER))),
+}  # fmt: skip
 FP8_CACHE = {"dynamic": False, "num_bits": 8, "type": "float"}
 CACHES: Mapping[str, tuple[CacheType, Any]] = {
     "FP8": ("fp8", FP8_CACHE),
@@ -134,6 +148,7 @@ def _claims(config: Mapping[str, Any], folder: Path) -> Claims | None:
     if nested is None and not str(flat.get("quant_method", "")).lower().startswith("modelopt"):
         return None
     told = nested if nested is not None else flat
+    check(told, Keys(READ), FILE if nested is not None else "config.json", AGAIN)
     kept = told.get("exclude_modules" if nested is not None else "ignore") or ()
     layers = told.get("quantized_layers") or {}
     whole = None if str(told.get("quant_algo") or "").upper() == MIXED else _said(told)
@@ -179,9 +194,9 @@ def _nested(folder: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8")).get("quantization")
-    except (OSError, ValueError, AttributeError, RecursionError) as fault:
-        raise refuse(f"{path} cannot be read: {fault}") from None
+        found = read_json_object(path, AGAIN).get("quantization")
+    except FileNotFoundError:
+        return None
     return found if isinstance(found, Mapping) else None
 
 
