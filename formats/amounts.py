@@ -11,9 +11,10 @@ PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12,
 def parse_size(text: str) -> int:
     """Bytes from a size as people write it: 500MB, 2GB, 1.5GiB. `ValueError` otherwise."""
     match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)\s*([kmgt]?i?)b?", text.strip().lower())
-    if match is None or match[2] not in PREFIXES or int(float(match[1])) == 0:
+    nbytes = 0 if match is None else round(float(match[1]) * PREFIXES.get(match[2], 0))
+    if nbytes == 0:
         raise ValueError(f"{text!r} is not a size; write it as 500MB, 2GB or 1.5GiB")
-    return int(float(match[1]) * PREFIXES[match[2]])
+    return nbytes
 
 
 def show_size(nbytes: float) -> str:
