@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from qconvert.runtimes.findings import Judgement
+from qconvert.runtimes.gate.gates import BY_KEY
 from qconvert.runtimes.page.svg import Axis, bar, chart, known, line, marker, text
 from qconvert.runtimes.page.words import (
     TIMES,
@@ -15,7 +16,9 @@ from qconvert.runtimes.page.words import (
     megabytes,
     number,
     percent,
+    rate,
     ratio,
+    seconds,
     span,
     tick,
     times,
@@ -26,57 +29,55 @@ HEIGHT = 64
 TOP, DEEP = 22, 18  # of the track, pixels
 
 
+UNITS: dict[str, tuple[Format, str]] = {
+    "nats": (number, "nats"), "share": (percent, ""), "ratio": (ratio, ""), "times": (times, ""),
+    "tokens/s": (rate, "tokens/s"), "s": (seconds, ""), "bytes": (megabytes, ""),
+}  # fmt: skip
+"""Name of a gate's unit -> how a figure is written, and what is said behind it."""
+
+
 @dataclass(frozen=True, slots=True)
-class Gate:
-    """How a gate's figure is called and written."""
+class Shown:
+    """How a gate and its figure are called and written."""
 
     label: str
     shown: Format
-    unit: str = ""
+    unit: str
+    most: bool
 
 
-GATES = {
-    "max-kl": Gate("Mean KL from the source", number, "nats"),
-    "max-kl-p99": Gate("99th percentile of KL", number, "nats"),
-    "max-kl-p999": Gate("99.9th percentile of KL", number, "nats"),
-    "min-top1": Gate("Positions with the source's first token", percent),
-    "max-ppl-ratio": Gate("Perplexity over the source's", ratio),
-    "min-speedup": Gate("Speed beside the unquantized model", times),
-    "max-size": Gate("Size of the output", megabytes),
-}
-
-
-def gate_of(judgement: Judgement) -> Gate:
+def shown_of(judgement: Judgement) -> Shown:
     """Of a gate that is not known here, its own name."""
-    return GATES.get(judgement.gate, Gate(judgement.gate, number))
+    gate = BY_KEY.get(judgement.gate.replace("-", "_"))
+    if gate is None:
+        return Shown(judgement.gate, number, "", not judgement.gate.startswith("min"))
+    figure = gate.figure.removeprefix("the ")
+    shown, unit = UNITS.get(gate.unit.name, (number, gate.unit.suffix.strip()))
+    return Shown(figure[0].upper() + figure[1:], shown, unit, gate.most)
 
 
 def limit_told(judgement: Judgement) -> str:
     """ "at most 0.05 nats" """
-    gate = gate_of(judgement)
-    bound = "at least" if at_least(judgement) else "at most"
+    gate = shown_of(judgement)
+    bound = "at most" if gate.most else "at least"
     return f"{bound} {short(gate, judgement.limit)} {gate.unit}".rstrip()
 
 
-def short(gate: Gate, value: float) -> str:
+def short(gate: Shown, value: float) -> str:
     """A limit as it was asked for: 0.05, not 0.0500."""
-    if gate.shown is number or gate.shown is ratio:
+    if gate.shown in (number, ratio, rate):
         return tick(value)
     if gate.shown is percent:
         return f"{100 * value:g} %"
     return f"{value:g}{TIMES}" if gate.shown is times else gate.shown(value)
 
 
-def at_least(judgement: Judgement) -> bool:
-    return judgement.gate.startswith("min-")
-
-
 def bullet(ident: str, judgement: Judgement) -> Markup:
     """The allowed side is shaded; the axis begins at 0 unless the interval would vanish there."""
-    gate, found, limit = gate_of(judgement), judgement.found, judgement.limit
+    gate, found, limit = shown_of(judgement), judgement.found, judgement.limit
     axis = _axis(judgement)
     at = axis.at(limit)
-    low, high = (at, 1.0) if at_least(judgement) else (0.0, at)
+    low, high = (0.0, at) if gate.most else (at, 1.0)
     parts = [
         bar(0, 1, TOP, DEEP, rx=4, class_="track"),
         bar(low, high, TOP, DEEP, rx=4, class_="allowed"),
@@ -94,7 +95,7 @@ def bullet(ident: str, judgement: Judgement) -> Markup:
     return chart(ident, gate.label, told, HEIGHT, *parts, class_="bullet")
 
 
-def short_end(gate: Gate, value: float) -> str:
+def short_end(gate: Shown, value: float) -> str:
     """An end of the axis, without digits that nobody reads."""
     return gate.shown(float(f"{value:.3g}")) if value else "0"
 
@@ -102,7 +103,7 @@ def short_end(gate: Gate, value: float) -> str:
 def _figure(judgement: Judgement, axis: Axis) -> list[Markup]:
     found, colour = judgement.found, judgement.verdict.lower()
     if not math.isfinite(found.value):
-        return [text(0.5, TOP + 13, "not finite", "middle", class_="strong")]
+        return [text(0.5, TOP + 13, "not measured", "middle", class_="strong")]
     middle = TOP + DEEP / 2
     parts = []
     if wide(found):

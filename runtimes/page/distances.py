@@ -47,7 +47,7 @@ def _rows(report: CheckReport) -> Iterator[Row]:
     if report.noise is not None:
         yield Row("Expected noise", "of it: rounding of activations", report.noise.expected, "grey",
                   "triangle")  # fmt: skip
-        yield Row("Beyond the expected", f"rounded reference → {name}", report.noise.beyond, "grey",
+        yield Row("Unexplained", f"rounded reference → {name}", report.noise.beyond, "grey",
                   "diamond")  # fmt: skip
     if report.floor is not None:
         yield Row("Noise floor", f"source → {name}, unquantized file", report.floor, "grey",

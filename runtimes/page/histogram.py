@@ -12,7 +12,8 @@ from qconvert.runtimes.page import figures
 from qconvert.runtimes.page.svg import Axis, bar, chart, element, line, text
 from qconvert.runtimes.page.words import number, percent, tick
 
-LABELS, DEEP = 84, 190  # pixels of the labels above, and of the bars
+LABELS, DEEP = 84, 230  # pixels of the labels above, and of the bars
+ROOM = 0.42  # share of the width that a label takes on a phone
 
 
 def histogram(ident: str, found: Histogram, distance: Distance) -> Markup:
@@ -71,11 +72,16 @@ def _grid(axis: Axis, most: float, bottom: float) -> list[Markup]:
 
 
 def _lines(axis: Axis, marks: Sequence[tuple[str, float]], bottom: float) -> list[Markup]:
-    """Each label on a line of its own: no two can meet."""
+    """Each label on a line of its own, so that no two can meet. To the left of their marks, the
+    furthest right on top, no label lies on the line of another; nor the other way round."""
+    places = [axis.at(value) for _, value in marks]
+    left = not places or places[0] > ROOM
+    right = not left and places[-1] < 1 - ROOM
+    rows = range(len(marks)) if right else reversed(range(len(marks)))
     parts = []
-    for row, (name, value) in enumerate(marks):
-        at, y = axis.at(value), 14 + 19 * row
-        anchor, away = ("end", -6) if at > 0.5 else ("start", 6)
-        parts.append(line(at, y - 8, at, bottom, class_=f"level {name.replace('.', '')}"))
+    for row, at, (name, value) in zip(rows, places, marks, strict=True):
+        y = 14 + 19 * row
+        anchor, away = ("end", -6) if left or (not right and at > 0.5) else ("start", 6)
+        parts.append(line(at, y - 10, at, bottom, class_=f"level {name.replace('.', '')}"))
         parts.append(text(at, y, f"{name} {number(value)}", anchor, dx=away, class_="strong halo"))
     return parts

@@ -39,8 +39,8 @@ SERIES: tuple[Series, ...] = (
 
 
 def series(layers: Sequence[LayerError]) -> list[Series]:
-    """Those that there is something of."""
-    return [one for one in SERIES if known(one[3](layer) for layer in layers)]
+    """Those that there is something of: what was not measured is None, or 0 in every block."""
+    return [one for one in SERIES if any(known(one[3](layer) for layer in layers))]
 
 
 def culprits(report: CheckReport) -> list[int]:

@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from qconvert.runtimes.findings import CheckReport, Verdict
 from qconvert.runtimes.page import figures, layers, speed
-from qconvert.runtimes.page.section import reasons, section
-from qconvert.runtimes.page.tradeoff import front, points, tradeoff
+from qconvert.runtimes.page.section import reasons, section, visible
+from qconvert.runtimes.page.tradeoff import front, points, sample, tradeoff
 from qconvert.runtimes.page.words import base, count, megabytes, number, percent, ratio, span
 
 PATHS = {
@@ -53,6 +53,8 @@ def page(reports: Sequence[CheckReport]) -> str:
         digest=digest,
         icon=icon(verdict),
         symbol=symbol,
+        sample=sample,
+        visible=visible,
         title=_title(reports),
         sections=[section(report, at) for at, report in enumerate(reports, 1)],
         several=_several(reports) if len(reports) > 1 else None,

@@ -68,10 +68,10 @@ def section(report: CheckReport, number_: int) -> dict[str, Any]:
         "gates": [
             {
                 "judgement": one,
-                "label": bullet.gate_of(one).label,
-                "found": bullet.gate_of(one).shown(one.found.value),
-                "unit": bullet.gate_of(one).unit,
-                "span": span(one.found, bullet.gate_of(one).shown),
+                "label": bullet.shown_of(one).label,
+                "found": bullet.shown_of(one).shown(one.found.value),
+                "unit": bullet.shown_of(one).unit,
+                "span": span(one.found, bullet.shown_of(one).shown),
                 "limit": bullet.limit_told(one),
                 "picture": bullet.bullet(f"{ident}-gate-{at}", one),
             }
@@ -155,8 +155,8 @@ def tiles(report: CheckReport) -> list[Tile]:
         row = shown["generation"]
         under = span(row.found, row.shown)
         if row.gain is not None:
-            under = f"{times(row.gain)} the unquantized"
-        found.append(Tile("Tokens per second", row.shown(row.found.value), under))
+            under = f"{times(row.gain.value)} the unquantized"
+        found.append(Tile("Generation, tokens/s", row.shown(row.found.value), under))
     return found
 
 
@@ -206,7 +206,7 @@ def _speed(report: CheckReport, ident: str) -> dict[str, Any] | None:
     found = report.speed
     if found is None:
         return None
-    rows, plain = speed.timed(found), speed.unquantized(found)
+    rows, plain = speed.timed(found), found.beside
     return {
         "picture": speed.rates(f"{ident}-rates", rows),
         "rows": [
@@ -215,7 +215,8 @@ def _speed(report: CheckReport, ident: str) -> dict[str, Any] | None:
                 "value": row.shown(row.found.value),
                 "span": span(row.found, row.shown),
                 "plain": row.plain and row.shown(row.plain.value),
-                "gain": "" if row.gain is None else times(row.gain),
+                "gain_span": "" if row.gain is None else span(row.gain, times),
+                "gain": "" if row.gain is None else times(row.gain.value),
             }
             for row in rows
         ],

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from qconvert.runtimes.findings import BenchReport, Interval
-from qconvert.runtimes.page import figures
-from qconvert.runtimes.page.svg import bar, chart, known, line, text
+from qconvert.runtimes.page.svg import bar, chart, element, known, line, share, text
 from qconvert.runtimes.page.words import Format, count, rate, seconds, span, times, wide
 from qconvert.runtimes.runtime import Throughput
 
@@ -22,72 +21,69 @@ class Timed:
 
     kind: str  # rows of one kind share their scale
     label: str
+    which: str  # what tells it from others of its kind
     terms: str
     found: Interval
     plain: Interval | None
+    gain: Interval | None  # how many times as fast as unquantized
     shown: Format
     unit: str
-    rising: bool = True  # more is better
-
-    @property
-    def gain(self) -> float | None:
-        """How many times better than unquantized."""
-        if self.plain is None or not known([self.found.value, self.plain.value]):
-            return None
-        better, worse = (self.found, self.plain) if self.rising else (self.plain, self.found)
-        return better.value / worse.value if worse.value else None
 
 
 def timed(speed: BenchReport) -> list[Timed]:
-    """Prompt, generation and first token, for each number of sequences."""
+    """Prompt, generation and first token, for each length of the prompt and number of
+    sequences."""
     return list(_timed(speed))
 
 
 def _timed(speed: BenchReport) -> Iterator[Timed]:
-    without = unquantized(speed)
-    same = () if without is None else _batches(without)
-    beside = {(one.sequences, one.prompt_tokens): one for one in same}
+    same = () if speed.beside is None else _batches(speed.beside)
+    beside = {(one.prompt_tokens, one.sequences): one for one in same}
+    lengths = len({one.prompt_tokens for one in _batches(speed)})
+    gains = {(one.prompt_tokens, one.sequences): one for one in speed.speedups}
     for one in _batches(speed):
-        other = beside.get((one.sequences, one.prompt_tokens))
+        key = (one.prompt_tokens, one.sequences)
+        other, gain = beside.get(key), gains.get(key)
         at_once = f", {one.sequences} at once" if one.sequences > 1 else ""
-        for kind, read, tokens in (
-            ("prompt", _prompt, one.prompt_tokens),
-            ("generation", _generation, one.generate_tokens),
+        length = f", {one.prompt_tokens:,} tokens" if lengths > 1 else ""
+        which = f"{length}{at_once}".removeprefix(", ")
+        tokens = f"{count(one.prompt_tokens, 'token')}{at_once}"
+        behind = f"{count(one.generate_tokens, 'token')} after {tokens}"
+        for kind, terms, read, times_as_fast in (
+            ("prompt", tokens, reading, None if gain is None else gain.prompt),
+            ("generation", behind, writing, None if gain is None else gain.generate),
         ):
             plain = None if other is None else read(other)
-            label = f"{kind.capitalize()}{at_once}"
-            yield Timed(kind, label, count(tokens, "token"), read(one), plain, rate, "tokens/s")
+            yield Timed(kind, kind.capitalize(), which, terms, read(one), plain, times_as_fast,
+                        rate, "tokens/s")  # fmt: skip
         first = first_token(one)
         if first is not None:
             plain = None if other is None else first_token(other)
-            label, terms = f"First token{at_once}", f"after {count(one.prompt_tokens, 'token')}"
-            yield Timed("first", label, terms, first, plain, seconds, "", False)
+            yield Timed(
+                "first", "First token", which, f"after {tokens}", first, plain, None, seconds, ""
+            )
 
 
 def _batches(speed: BenchReport) -> tuple[Throughput, ...]:
     return speed.batches or (speed.throughput,)
 
 
-def unquantized(speed: BenchReport) -> BenchReport | None:
-    found = getattr(speed, "beside", None)
-    return found if isinstance(found, BenchReport) else None
+def reading(one: Throughput) -> Interval:
+    """Tokens per second of the prompt."""
+    return Interval(one.prompt_tokens_per_s, *(one.prompt_interval or one.prompt_spread))
 
 
-def _prompt(one: Throughput) -> Interval:
-    return Interval(one.prompt_tokens_per_s, *one.prompt_spread)
-
-
-def _generation(one: Throughput) -> Interval:
-    return Interval(one.generate_tokens_per_s, *one.generate_spread)
+def writing(one: Throughput) -> Interval:
+    """Tokens per second of generation."""
+    return Interval(one.generate_tokens_per_s, *(one.generate_interval or one.generate_spread))
 
 
 def first_token(one: Throughput) -> Interval | None:
     """Seconds."""
-    value = getattr(one, "first_token_s", None)
-    if value is None:
+    if one.first_token_s is None:
         return None
-    spread = getattr(one, "first_token_spread", None)
-    return Interval(value, *spread) if spread else figures.exact(value)
+    between = one.first_token_interval or one.first_token_spread
+    return Interval(one.first_token_s, *(between or (one.first_token_s, one.first_token_s)))
 
 
 def rates(ident: str, shown: Sequence[Timed]) -> Markup:
@@ -97,8 +93,8 @@ def rates(ident: str, shown: Sequence[Timed]) -> Markup:
     for at, row in enumerate(shown):
         top, scale = ROW * at, scales[row.kind]
         value = f"{row.shown(row.found.value)} {row.unit}".rstrip()
-        gain = f"  {times(row.gain)}" if row.gain is not None else ""
-        parts.append(text(0, top + 15, row.label, class_="strong"))
+        gain = f", {times(row.gain.value)}" if row.gain is not None else ""
+        parts.append(label(0, top + 15, row.label, row.which))
         parts.append(text(1, top + 15, f"{value}{gain}", "end", class_="strong"))
         y = top + 23
         parts.append(bar(0, 1, y, 16, rx=3, class_="track"))
@@ -113,6 +109,14 @@ def rates(ident: str, shown: Sequence[Timed]) -> Markup:
         told.append(f"{row.label}: {value}" + (f" ({ends})" if ends else "") + gain)
     height = ROW * len(shown)
     return chart(ident, "Rates", "; ".join(told), height, *parts)
+
+
+def label(x: float, y: float, words: str, more: str) -> Markup:
+    """A name, and in a lighter hand which of several it is."""
+    return element(
+        "text", element("tspan", words, class_="strong"), " ", element("tspan", more),
+        x=share(x), y=y,
+    )  # fmt: skip
 
 
 def _scale(kind: str, shown: Sequence[Timed]) -> float:

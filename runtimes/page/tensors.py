@@ -10,7 +10,7 @@ from markupsafe import Markup
 from qconvert.runtimes.page.svg import bar, element, line
 from qconvert.runtimes.weights import TensorError
 
-MOST = 12
+MOST = 8
 FULL = 1.25  # times the limit, at the end of the bar
 
 

@@ -27,7 +27,7 @@ from qconvert.runtimes.page.words import base, number, span, tick, wide
 DEEP = 340  # pixels
 TOP = 18
 SHAPES = {"PASS": "circle", "INCONCLUSIVE": "diamond", "FAIL": "square"}
-WIDE, NARROW = 800, 280  # pixels that labels are placed for
+WIDE, NARROW = 680, 280  # pixels that labels are placed for
 LETTER = 6.9  # pixels, of a label's text
 SPREAD = 8.0  # largest size over smallest from which sizes are on a logarithmic axis
 LONGEST = 34  # letters of a label
@@ -72,13 +72,25 @@ def tradeoff(ident: str, found: Sequence[Point]) -> Markup:
     for point, (x, y) in zip(found, placed, strict=True):
         parts += _point(point, x, y, up)
     full = [f"{point.number} {_cut(point.name)}" for point in found]
-    parts += _labels(placed, full, WIDE, "wide")
-    parts += _labels(placed, [str(point.number) for point in found], NARROW, "narrow")
+    drawn = _strokes(found, placed, up) + _corners([placed[found.index(one)] for one in best])
+    numbers = [str(point.number) for point in found]
+    parts += _labels(placed, full, drawn, WIDE, "wide")
+    parts += _labels(placed, numbers, drawn, NARROW, "narrow")
     told = "; ".join(
         f"{_told(point)}{', on the front' if point in best else ''}" for point in found
     )
     height = TOP + DEEP + 42
     return chart(ident, "Size against mean KL from the source", told, height, *parts, class_="left")
+
+
+def sample(verdict: str) -> Markup:
+    """The shape of a verdict, for the legend."""
+    return element(
+        "svg",
+        element("svg", marker(0, 0, SHAPES[verdict], 7, class_=f"mark {verdict.lower()}"), x=9, y=9,
+                overflow="visible"),
+        width=18, height=18, aria_hidden="true",
+    )  # fmt: skip
 
 
 def _told(point: Point) -> str:
@@ -122,13 +134,30 @@ def _grid(across: Axis, up: Axis) -> list[Markup]:
 
 def _steps(best: Sequence[tuple[float, float]]) -> list[Markup]:
     """What is above and right of the line is beaten by a point on it."""
-    if len(best) < 2:
-        return []
-    parts = []
-    for (x1, y1), (x2, y2) in itertools.pairwise(best):
-        parts.append(line(x1, y1, x2, y1, class_="front"))
-        parts.append(line(x2, y1, x2, y2, class_="front"))
-    return parts
+    return [line(*ends, class_="front") for ends in _corners(best)]
+
+
+Stroke = tuple[float, float, float, float]  # x1, y1, x2, y2: shares across, pixels down
+
+
+def _corners(best: Sequence[tuple[float, float]]) -> list[Stroke]:
+    """From point to point of the front, across and then down."""
+    return [
+        stroke
+        for (x1, y1), (x2, y2) in itertools.pairwise(best)
+        for stroke in ((x1, y1, x2, y1), (x2, y1, x2, y2))
+    ]
+
+
+def _strokes(
+    found: Sequence[Point], placed: Sequence[tuple[float, float]], up: Axis
+) -> list[Stroke]:
+    """The whiskers."""
+    return [
+        (x, _y(up, point.kl.high), x, _y(up, point.kl.low))
+        for point, (x, _) in zip(found, placed, strict=True)
+        if wide(point.kl)
+    ]
 
 
 def _point(point: Point, x: float, y: float, up: Axis) -> list[Markup]:
@@ -146,10 +175,18 @@ Box = tuple[float, float, float, float]
 
 
 def _labels(
-    placed: Sequence[tuple[float, float]], labels: Sequence[str], width: float, kind: str
+    placed: Sequence[tuple[float, float]],
+    labels: Sequence[str],
+    drawn: Sequence[Stroke],
+    width: float,
+    kind: str,
 ) -> list[Markup]:
     """Each on the side of its point where it hides least, in a picture of `width` pixels."""
     taken: list[Box] = [(width * x - 9, y - 9, width * x + 9, y + 9) for x, y in placed]
+    taken += [
+        (width * x1 - 2, min(y1, y2) - 2, width * x2 + 2, max(y1, y2) + 2)
+        for x1, y1, x2, y2 in drawn
+    ]
     parts = []
     for (x, y), label in zip(placed, labels, strict=True):
         sides = _sides(width * x, y, LETTER * len(label) + 4)

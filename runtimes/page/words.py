@@ -10,6 +10,7 @@ from qconvert.runtimes.findings import Interval
 
 UNKNOWN = DASH = "\N{EN DASH}"
 TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
+UNITS = (" %", TIMES, " kB", " MB", " GB", " ms", " s")  # said once of an interval
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 Format = Callable[[float], str]
@@ -99,7 +100,12 @@ def span(interval: Interval, shown: Format = number) -> str:
         return ""
     if math.isinf(interval.high):
         return f"{shown(interval.low)} or more"
-    return f"{shown(interval.low)}{DASH}{shown(interval.high)}"
+    low, high = shown(interval.low), shown(interval.high)
+    for unit in UNITS:
+        if low.endswith(unit) and high.endswith(unit):
+            low = low.removesuffix(unit)
+    between = f" {DASH} " if TIMES in low else DASH
+    return f"{low}{between}{high}"
 
 
 def count(n: int, one: str, many: str | None = None) -> str:
