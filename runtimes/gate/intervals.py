@@ -5,8 +5,10 @@ SmolLM2-135M (16 windows of 512 tokens of wikitext-2 valid; Q8_0, Q4_K_M, Q2_K b
 the KL of positions 1, 2, 4, 16 apart is correlated by 0.20, 0.10, 0.05, 0.01 (Q2_K: 0.26, 0.15,
 0.10, 0.03), and the mean over runs of 16, 64, 128, 256 positions varies 1.9, 2.5, 2.9, 2.1 times
 (Q4_K_M 2.0, 2.8, 2.8, 2.9; Q2_K 2.5, 4.7, 6.4, 6.8) as much as if they were independent. So whole
-runs of 128 positions, inside a window, are what is drawn again: the block bootstrap (Carlstein
-1986). Both models are kept together at each position, which pairs them.
+runs of 256 positions, inside a window, are what is drawn again: the block bootstrap (Carlstein
+1986). Both models are kept together at each position, which pairs them. Of 120 random halves of
+those windows, the mean of one half agreed with that of the other within both intervals in 83, 88,
+95 and 99 of 100 for runs of 64, 128, 256 and 512. Other kinds of text are another matter.
 
 Means: the bootstrap-t (Hall 1988), since KL is skewed. Shares: Wilson's interval, with as many
 positions as the runs show to be independent. Quantiles: Woodruff's (1952), that is the interval of
@@ -25,8 +27,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-RUN = 128  # positions that are drawn together
-FEWEST, MOST = 16, 512  # runs: shorter ones where there are few positions, longer where many
+RUN = 256  # positions that are drawn together
+FEWEST, MOST = 8, 512  # runs: shorter ones where there are few positions, longer where many
 DRAWS = 2000
 SEED = 0x5EED
 TAIL = 0.025  # on either side

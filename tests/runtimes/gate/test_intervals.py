@@ -87,7 +87,7 @@ def test_runs_stay_inside_windows_and_cover_each_position_once() -> None:
 @pytest.mark.parametrize("windows", [[511] * 8, [1000], [31, 31], [2], [511] * 400])
 def test_there_are_runs_enough_and_not_too_many(windows: list[int]) -> None:
     total, runs = sum(windows), len(runs_of(windows).lengths)
-    assert min(total, 12) <= runs <= 2 * intervals.MOST
+    assert min(total, intervals.FEWEST) <= runs <= 2 * intervals.MOST
 
 
 def test_independent_values_give_the_interval_of_the_books() -> None:
