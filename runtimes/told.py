@@ -7,6 +7,7 @@ way of their own, with transformers' classes for what they leave unsaid, and the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def _model(told: Told, source: Source) -> Iterator[Finding]:
             yield Finding("settings", "config", f"config.json: {refused.reasons[0].problem}")
             return
         yield from _whole(theirs, config, held_facts, facts)
-        yield from _older_spelling(told.config, facts)
+        yield from _spelt(told.config, config, facts)
     thetas = _thetas(told, facts)
     yield from _angles(held_angles, due, source, facts.get("rope_theta"), thetas)
     yield from (Finding(one.stage, one.culprit, one.problem) for one in told.differs)
@@ -96,12 +97,28 @@ def _whole(theirs: Any, ours: Any, held: Mapping[str, Any], due: Mapping[str, An
         yield _otherwise(key, found.get(key), wanted.get(key))
 
 
-def _older_spelling(config: Mapping[str, Any], due: Mapping[str, Any]) -> Iterator[Finding]:
-    """`rope_theta` beside `rope_parameters`: programs read the one or the other."""
+def _spelt(config: Mapping[str, Any], ours: Any, due: Mapping[str, Any]) -> Iterator[Finding]:
+    """Positions are told in up to three places, of which programs read the one or the other: each
+    value that is there must be the model's."""
     for name in ("rope_theta", "rope_local_base_freq"):
         value = config.get(name)
         if value is not None and due.get(name) is not None and not alike(value, due[name]):
             yield _otherwise(name, value, due[name])
+    full, local = told_model.rope_parameters(ours)
+    for place in ("rope_parameters", "rope_scaling"):
+        told = config.get(place)
+        told = told if isinstance(told, Mapping) else {}
+        kinds = {"full_attention": (full, "rope_theta"),
+                 "sliding_attention": (local, "rope_local_base_freq")}  # fmt: skip
+        if not kinds.keys() & told.keys():
+            kinds, told = {"full_attention": kinds["full_attention"]}, {"full_attention": told}
+        for kind, (wanted, base) in kinds.items():
+            held = told.get(kind)
+            held = held if isinstance(held, Mapping) else {}
+            for key in sorted(held.keys() & wanted.keys()):
+                if not alike(held[key], wanted[key]):
+                    one = _otherwise(key, held[key], wanted[key])
+                    yield replace(one, culprit=base if key == "rope_theta" else place)
 
 
 def _otherwise(name: str, held: Any, due: Any) -> Finding:

@@ -95,10 +95,11 @@ def _is_marker(token: int, source: ModelFiles) -> bool:
 def _flags(source: ModelFiles) -> dict[str, bool | None]:
     """What is put around a text: the settings where they say so outright, else what the tokenizer
     does. Where only one of the two is set, transformers' versions differ about the other."""
-    said = [source.settings.get(name) for name in FLAGS]
-    if any(one is not None for one in said):
-        return {name: None if one is None else bool(one)
-                for name, one in zip(FLAGS, said, strict=True)}  # fmt: skip
+    said = {name: source.settings.get(name) for name in FLAGS}
+    if any(one is not None for one in said.values()):
+        known = {name: source.id_of(name.removeprefix("add_")) is not None for name in FLAGS}
+        return {name: None if one is None or (one and not known[name]) else bool(one)
+                for name, one in said.items()}  # fmt: skip
     around = source.added_around()
     if around is None:
         return {}

@@ -8,7 +8,7 @@ pre-tokenizers, where a name stands for expressions that are compiled into llama
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ def tokenizer_differences(keys: Mapping[str, Any], folder: Path) -> Iterator[Dif
         yield from _merges(keys.get(f"{PREFIX}merges"), model)
         yield from _pre_tokenizer(keys.get(f"{PREFIX}pre"), definition)
     else:
-        yield from _scores(keys.get(f"{PREFIX}scores"), texts, model)
+        apart = {str(one["content"]) for one in added}
+        yield from _scores(keys.get(f"{PREFIX}scores"), texts, model, apart)
         yield from _space(keys.get(f"{PREFIX}add_space_prefix"), definition)
 
 
@@ -140,8 +141,11 @@ def _pre_tokenizer(name: Any, definition: Mapping[str, Any]) -> Iterator[Differe
         )
 
 
-def _scores(scores: Any, texts: Sequence[str], model: Mapping[str, Any]) -> Iterator[Difference]:
-    """Scores must fall as the ranks of merges rise: by them llama.cpp joins."""
+def _scores(
+    scores: Any, texts: Sequence[str], model: Mapping[str, Any], apart: Collection[str]
+) -> Iterator[Difference]:
+    """Scores must fall as the ranks of merges rise: by them llama.cpp joins. `apart`: tokens that
+    are cut out of a text before."""
     if scores is None or len(scores) != len(texts):
         yield _wrong("the file has no score for every token")
         return
@@ -149,7 +153,8 @@ def _scores(scores: Any, texts: Sequence[str], model: Mapping[str, Any]) -> Iter
     first: dict[str, None] = {}
     for merge in model.get("merges") or ():
         left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
-        first.setdefault(left + right)
+        if left + right not in apart:
+            first.setdefault(left + right)
     ranked = [(text, float(scores[ids[text]])) for text in first if text in ids]
     wrong = [b for (_, a), (b, score) in pairwise(ranked) if score > a]
     if wrong:
