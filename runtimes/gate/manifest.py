@@ -51,8 +51,8 @@ def make_manifest(
     """Read and sum the files of an output and of the model that it was made from.
 
     `files`: those of an output that is several files beside each other, by default `out` itself; of
-    a folder all that is in it is summed. `runtime`: a version to be recorded. `leave_out`: such as the manifest's own
-    place. `Refused` with each file that cannot be read.
+    a folder all that is in it is summed, but for `leave_out`, such as the manifest's own place.
+    `runtime`: a version to be recorded. `Refused` with each file that cannot be read.
     """
     folder = out.is_dir()
     root = out if folder else out.parent
