@@ -21,7 +21,7 @@ from qconvert.check_commands import bench_command, check_command
 from qconvert.convert_options import convert_options
 from qconvert.deliver import can_report, deliver, write_report_folder
 from qconvert.errors import OK, REFUSED, explain, terminate
-from qconvert.formats.refusal import refuse
+from qconvert.formats.refusal import raise_if_any, refuse
 from qconvert.manual import CONVERT, HELP
 from qconvert.options import (
     GROUPS,
@@ -32,6 +32,7 @@ from qconvert.options import (
     own_parameter,
 )
 from qconvert.progress import bars
+from qconvert.record import manifest_problems, write_manifest_of
 from qconvert.running import recognised, target_of
 from qconvert.runtime_commands import runtimes_group
 
@@ -61,6 +62,7 @@ def convert_command(
     force: bool,
     threads: int,
     report_folder: Path | None,
+    manifest: Path | None,
     report: str | None,
     **others: Any,
 ) -> int:
@@ -87,12 +89,15 @@ def convert_command(
         deliver(result, report, *render.plan_tables(result))
         return REFUSED if lacking else OK
     can_report(report_folder, force=force)
+    raise_if_any(manifest_problems(manifest, model))
     with bars() as (progress, blocks):
         done = pipeline.convert(
             model, target, force=force, progress=progress, blocks=blocks, **wanted
         )
     result = facts.of_conversion(done, threads)
     write_report_folder(report_folder, result, done)
+    if manifest is not None:
+        write_manifest_of(done, done.folder or done.files[0], manifest)
     tables = *render.conversion_tables(result), *render_layers.layer_tables(result)
     deliver(result, report, *tables)
     return OK

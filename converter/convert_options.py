@@ -182,5 +182,8 @@ def report_options() -> Decorators:
         click.option("--report", "report_folder", type=click.Path(path_type=Path), metavar="DIR",
                      help="Also write a report: report.html with tables and pictures of error,"
                      " outliers and kurtosis by layer, the pictures as PNG, and layers.json."),
+        click.option("--manifest", metavar="FILE", type=click.Path(path_type=Path),
+                     help="Also write the sums of all files of MODEL and the output, and what it"
+                     " was made with: `qconvert check --manifest` compares them."),
         json_option,
     )  # fmt: skip

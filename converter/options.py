@@ -32,7 +32,7 @@ GROUPS = {
     "Method": ("method", "effort", "seed", "device", "compute", "threads"),
     "Calibration": ("calib", "calib_rows", "calib_length", "calib_chat", "activation_scales"),
     "Work folder": ("work", "keep_work", "resume"),
-    "Report": ("report_folder", "report"),
+    "Report": ("report_folder", "manifest", "report"),
 }
 """The sections that help texts show the options of a conversion in."""
 

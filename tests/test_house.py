@@ -32,7 +32,15 @@ MAY_IMPORT = {
 }
 SEES_ALL = {
     f"converter/{name}.py"
-    for name in ("cli", "check_commands", "check_options", "proof", "running", "runtime_commands")
+    for name in (
+        "cli",
+        "check_commands",
+        "check_options",
+        "proof",
+        "record",
+        "running",
+        "runtime_commands",
+    )
 }
 HEAVY = ("gguf", "jinja2", "llama_cpp", "matplotlib", "numba", "numpy", "rich", "safetensors",
          "tokenizers", "torch", "transformers")  # fmt: skip
