@@ -7,7 +7,6 @@ the md5 of each shard is compared, too.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qconvert.formats.careful import parse_json, read_file
 from qconvert.formats.refusal import Reason, raise_if_any, refuse
 
 INDICES = ("tensor-cache.json", "ndarray-cache.json")
@@ -25,6 +25,8 @@ AGAIN = "copy or convert it again"
 KINDS: Mapping[str, str] = {"uint32": "<u4", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 FORMATS = ("raw", "f32-to-bf16")
 _AT_ONCE = 1 << 20
+_MOST_SIZES = 8  # in a shape
+_LARGEST = 1 << 48  # of a size or an offset: products stay computable
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ def read_index(folder: Path) -> tuple[dict[str, Found], tuple[Path, ...]]:
     indices = [folder / name for name in INDICES if (folder / name).is_file()]
     if not indices:
         raise refuse(f"no {INDICES[0]} in {folder}", "an MLC folder holds one")
-    texts = [path.read_bytes() for path in indices]
+    texts = [read_file(path) for path in indices]
     reasons = [
         Reason(f"{path.name} says something else than {indices[0].name}", AGAIN)
         for path, text in zip(indices[1:], texts[1:], strict=True)
@@ -85,8 +87,8 @@ def read_index(folder: Path) -> tuple[dict[str, Found], tuple[Path, ...]]:
 
 def _shard_entries(text: bytes, name: str) -> list[Mapping[str, Any]]:
     try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError) as fault:
+        parsed = parse_json(text)
+    except ValueError as fault:
         raise refuse(f"{name} is not JSON: {fault}", AGAIN) from None
     entries = _list(parsed.get("records")) if isinstance(parsed, dict) else []
     if not entries:
@@ -100,7 +102,7 @@ def _list(value: Any) -> list[Mapping[str, Any]]:
 
 def _int(value: Any) -> int:
     """A size or an offset; -1 for what is none."""
-    good = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LARGEST
     return int(value) if good else -1
 
 
@@ -137,12 +139,13 @@ def _record(shard: Path, entry: Mapping[str, Any], size: int) -> tuple[Found | N
     """A record, or what is wrong with it."""
     name, dtype, form = (entry.get(key) for key in ("name", "dtype", "format"))
     shape = entry.get("shape")
-    sizes = [_int(one) for one in shape] if isinstance(shape, list) else [-1]
-    if not isinstance(name, str) or min(sizes, default=0) < 0:
+    few = isinstance(shape, list) and 0 < len(shape) <= _MOST_SIZES
+    sizes = [_int(one) for one in shape] if isinstance(shape, list) and few else [-1]
+    if not isinstance(name, str) or min(sizes) <= 0:
         return None, f"a record has no name or shape: {name!r}"
-    if dtype not in KINDS or form not in FORMATS:
+    if not isinstance(dtype, str) or dtype not in KINDS or form not in FORMATS:
         return None, f"{name} is {dtype!r} in the format {form!r}, which MLC's schemes have not"
-    kind = "bfloat16" if dtype == "float32" and form == "f32-to-bf16" else str(dtype)
+    kind = "bfloat16" if dtype == "float32" and form == "f32-to-bf16" else dtype
     found = Found(name, tuple(sizes), kind, shard, _int(entry.get("byteOffset")))
     if found.nbytes != _int(entry.get("nbytes")):
         return None, f"{name} has {entry.get('nbytes')} bytes, its shape wants {found.nbytes}"

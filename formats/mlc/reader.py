@@ -20,12 +20,16 @@ from qconvert.formats.mlc.index import Found, read_index
 from qconvert.formats.mlc.schemes import SCHEMES, Scheme
 from qconvert.formats.mlc.told import told_of
 from qconvert.formats.refusal import Reason, raise_if_any, refuse
+from qconvert.formats.shapes import TEXT, TEXTS, WHOLE, Each, Keys, check, maybe
 from qconvert.formats.source import Source, SourceTensor
 from qconvert.formats.target import StoredTensor
 from qconvert.formats.told import Told
 
 CONFIG = "mlc-chat-config.json"
 Floats = NDArray[np.float32]
+_TURNS = Keys({"stop_token_ids": Each(WHOLE), "stop_str": TEXTS})
+TOLD = Keys({"conv_template": maybe(TEXT, _TURNS)})
+"""What of `CONFIG` must be of its kind, beside the sizes that are asked for where they are used."""
 Part = tuple[str, int, int]  # a stored tensor, and the rows of it that are a checkpoint's tensor
 
 
@@ -134,6 +138,7 @@ def open_reader(path: Path) -> FolderReader:
     if not path.is_dir():
         raise refuse(f"no such folder: {path}")
     config = read_json_object(path / CONFIG, "an MLC folder holds it; mlc_llm gen_config makes one")
+    check(config, TOLD, str(path / CONFIG), "make it anew, with mlc_llm gen_config")
     scheme, arch = SCHEMES.get(str(config.get("quantization"))), _architecture(config)
     if scheme is None:
         raise refuse(
@@ -145,7 +150,10 @@ def open_reader(path: Path) -> FolderReader:
     raise_if_any(reasons)
     maps = {}
     for shard in dict.fromkeys(one.shard for one in found.values()):
-        maps[shard] = np.memmap(shard, dtype=np.uint8, mode="r").view(np.ndarray)
+        try:
+            maps[shard] = np.memmap(shard, dtype=np.uint8, mode="r").view(np.ndarray)
+        except OSError as fault:
+            raise refuse(f"{shard} cannot be read: {fault.strerror or fault}") from fault
     return FolderReader((*files, path / CONFIG), config, tensors, scheme, arch, found, maps)
 
 

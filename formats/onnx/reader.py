@@ -18,6 +18,7 @@ from qconvert.formats.onnx.reader_matrices import Floats, Matrix
 from qconvert.formats.onnx.reader_roles import Key, Roles, Rows, find_roles
 from qconvert.formats.onnx.told import told_of
 from qconvert.formats.refusal import Reason, Refused, raise_if_any, refuse
+from qconvert.formats.shapes import COUNT, TEXT, Keys, check
 from qconvert.formats.source import Source, SourceTensor
 from qconvert.formats.target import InputRounding, StoredTensor
 from qconvert.formats.told import Told
@@ -25,6 +26,17 @@ from qconvert.formats.told import Told
 CONFIG = "genai_config.json"
 HEAD = "lm_head.weight"
 """A head that the model ties to its embedding, where the folder has one of its own."""
+_SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_size",
+)
+_DECODER = Keys({"filename": TEXT, **dict.fromkeys(_SIZES, COUNT)}, ("filename", _SIZES[0]))
+_MODEL = Keys({"vocab_size": COUNT, "decoder": _DECODER}, ("vocab_size", "decoder"))
+TOLD = Keys({"model": _MODEL}, ("model",))
+"""What of `CONFIG` is read here."""
 OTHERS = frozenset({"onnxruntime-genai"})
 """Producers that quantize by themselves, in nodes whose names end in `QUANTIZED_LATER`."""
 QUANTIZED_LATER = "_Q4"
@@ -171,13 +183,12 @@ def open_reader(path: Path) -> OnnxReader:
     if not path.is_dir():
         raise refuse(f"no such folder: {path}")
     config = read_json_object(path / CONFIG, "a folder for ONNX Runtime holds it and model.onnx")
-    try:
-        told = config["model"]
-        name = str(told["decoder"]["filename"])
-        sizes = int(told["vocab_size"]), int(told["decoder"]["num_hidden_layers"])
-    except (KeyError, TypeError, ValueError):
-        raise refuse(f"{path / CONFIG} does not say what is in the folder",
-                     "write or copy it again") from None  # fmt: skip
+    check(config, TOLD, str(path / CONFIG), "write or copy it again")
+    told = config["model"]
+    name = told["decoder"]["filename"]
+    if name != Path(name).name or "\\" in name or name in ("", ".", ".."):
+        raise refuse(f"{path / CONFIG} names a file outside of the folder: {name!r}")
+    sizes = told["vocab_size"], told["decoder"]["num_hidden_layers"]
     opened = open_graph(path / name)
     raise_if_any(list(_strangers(path / name, opened)))
     try:

@@ -14,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
-from qconvert.formats.refusal import Reason, collecting, raise_if_any, refuse
+from qconvert.formats.careful import read_file
+from qconvert.formats.onnx.reader_sound import check_graph
+from qconvert.formats.onnx.reader_wire import check_fields
+from qconvert.formats.refusal import Reason, Refused, collecting, raise_if_any, refuse
 
 Array = NDArray[np.generic]
 
@@ -30,6 +33,9 @@ VIEWS: Mapping[int, str] = {
     TensorProto.INT64: "<i8", TensorProto.INT32: "<i4", TensorProto.INT8: "i1",
 }  # fmt: skip
 """How bytes are seen; all else as uint8, elements of less than a byte packed, low bits first."""
+MOST_SIZES = 32  # in a shape: what numpy holds
+LARGEST_SIZE = 1 << 48  # of one dimension: products stay computable
+LARGEST_GRAPH = (1 << 31) - 1  # bytes: what protobuf itself holds
 FIELDS: Mapping[str, str] = {"float_data": "<f4", "int64_data": "<i8", "int32_data": "<i4"}
 
 
@@ -58,15 +64,23 @@ def open_graph(path: Path) -> Opened:
     """Open `path`, a model.onnx; `Refused`, with every fault, when it or a file beside it is
     missing, cut off, or not what it should be."""
     try:
-        model = ModelProto.FromString(path.read_bytes())
+        content = read_file(path, LARGEST_GRAPH)
+        check_fields(content, ModelProto.DESCRIPTOR)
+        model = ModelProto.FromString(content)
+        del content
     except FileNotFoundError:
         raise refuse(f"no {path.name} in {path.parent}") from None
-    except OSError as fault:
-        raise refuse(f"{path} cannot be read: {fault.strerror or fault}") from None
+    except Refused:
+        raise
     except Exception as fault:  # protobuf's DecodeError has no public place
         raise refuse(f"{path} is not an ONNX model: {fault}", "write or copy it again") from None
     if not model.graph.node:
         raise refuse(f"{path} holds no graph", "write or copy it again")
+    try:
+        check_graph(model)
+    except Refused as refused:
+        raise Refused(*(Reason(f"{path}: {one.problem}", "write or copy it again")
+                        for one in refused.reasons)) from None  # fmt: skip
     maps: dict[str, NDArray[np.uint8] | None] = {}
     stored: dict[str, Initializer] = {}
     reasons: list[Reason] = []
@@ -94,10 +108,11 @@ def _open(
 ) -> Initializer:
     name, shape = tensor.name, tuple(tensor.dims)
     if tensor.data_type not in BITS:
-        known = TensorProto.DataType.Name(tensor.data_type)
+        names = TensorProto.DataType.items()
+        known = next((one for one, number in names if number == tensor.data_type), "of no type")
         raise refuse(f"{path}: {name} is stored as {known}, which qconvert does not read")
-    if any(size < 0 for size in shape):
-        raise refuse(f"{path}: {name} has the shape {list(shape)}")
+    if len(shape) > MOST_SIZES or any(not 0 <= size <= LARGEST_SIZE for size in shape):
+        raise refuse(f"{path}: {name} has the shape {list(shape[:MOST_SIZES])}")
     nbytes = -(-math.prod(shape) * BITS[tensor.data_type] // 8)
     if tensor.data_location == TensorProto.EXTERNAL:
         raw, place = _external(path, tensor, nbytes, maps)

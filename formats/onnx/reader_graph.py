@@ -18,11 +18,11 @@ from qconvert.formats.onnx.reader_lookup import looked_up
 from qconvert.formats.onnx.reader_matrices import (
     Floats,
     Matrix,
-    attributes,
     block_matrix,
     float_matrix,
     floats,
 )
+from qconvert.formats.onnx.reader_sound import MOST_STEPS, whole
 from qconvert.formats.refusal import refuse
 
 RENAMES = frozenset({"Reshape", "Transpose", "Cast", "Identity"})
@@ -79,12 +79,14 @@ class Graph:
 
     def initializer(self, value: str) -> Initializer | None:
         """What is stored as `value`, also behind nodes that only rename or reshape it."""
-        while value not in self.stored:
+        for _ in range(MOST_STEPS):
+            if value in self.stored:
+                return self.stored[value]
             maker = self.makers.get(value)
             if maker is None or maker.op_type not in RENAMES:
                 return None
             value = maker.input[0]
-        return self.stored[value]
+        return None
 
     def vector(self, value: str) -> Floats | None:
         """A stored float vector."""
@@ -100,11 +102,12 @@ class Graph:
     def table(self, node: NodeProto) -> Matrix | None:
         """The matrix whose rows a Gather or GatherBlockQuantized takes."""
         if node.op_type == "GatherBlockQuantized":
-            told = attributes(node)
-            if told.get("gather_axis", 0) != 0 or told.get("quantize_axis", 1) != 1:
+            if whole(node, "gather_axis", 0) != 0 or whole(node, "quantize_axis", 1) != 1:
                 raise refuse(f"{node.name} gathers along another axis than qconvert reads")
             codes, scales, zeros = self._parts(node, 0, 2, 3)
-            bits, block = int(told.get("bits", 4)), int(told.get("block_size", 128))
+            bits, block = whole(node, "bits", 4, least=1), whole(node, "block_size", 128)
+            if not scales.shape or not scales.shape[0]:
+                raise refuse(f"{node.name}: {scales.name} has no rows")
             shape = (scales.shape[0], codes.nbytes * 8 // bits // scales.shape[0])
             return block_matrix(node.name, codes, scales, zeros, shape, bits, block)
         if node.op_type != "Gather":
@@ -115,18 +118,17 @@ class Graph:
 
     def _matrix(self, node: NodeProto) -> Matrix | None:
         """What a node multiplies by, [out, in]; None where it multiplies computed values."""
-        told = attributes(node)
         if node.op_type == "MatMulNBits":
             if len(node.input) > G_IDX and node.input[G_IDX]:
                 raise refuse(f"{node.name} has a g_idx, with which ONNX Runtime computes silently"
                              " wrong results", "quantize without activation order")  # fmt: skip
             codes, scales, zeros = self._parts(node, 1, 2, 3)
-            bits, block = int(told.get("bits", 4)), int(told["block_size"])
-            level = int(told.get("accuracy_level", 0))
-            shape = (int(told["N"]), int(told["K"]))
+            bits, block = whole(node, "bits", 4), whole(node, "block_size")
+            level = whole(node, "accuracy_level", 0)
+            shape = (whole(node, "N", least=1), whole(node, "K", least=1))
             return block_matrix(node.name, codes, scales, zeros, shape, bits, block, level)
         if node.op_type in ("MatMul", "FusedMatMul", "Gemm"):
-            return self._constant_matrix(node.input[1], transposed=not told.get("transB", 0),
+            return self._constant_matrix(node.input[1], transposed=not whole(node, "transB", 0),
                                          fusable=node.op_type == "MatMul")  # fmt: skip
         return None
 
@@ -135,13 +137,16 @@ class Graph:
     ) -> Matrix | None:
         """A stored matrix, plain or behind DequantizeLinear, and perhaps behind a Transpose."""
         maker = self.makers.get(value)
-        if maker is not None and maker.op_type == "Transpose":
-            return self._constant_matrix(maker.input[0], transposed=not transposed)
+        for _ in range(MOST_STEPS):
+            if maker is None or maker.op_type != "Transpose":
+                break
+            value, transposed, fusable = maker.input[0], not transposed, False
+            maker = self.makers.get(value)
         if maker is not None and maker.op_type == "DequantizeLinear":
             codes, scales, zeros = self._parts(maker, 0, 1, 2)
-            told = attributes(maker)
-            axis = int(told.get("axis", 1)) % max(len(codes.shape), 1)
-            one = Dequantize(maker.name, codes, scales, zeros, axis, int(told.get("block_size", 0)))
+            axis = whole(maker, "axis", 1, least=-8) % max(len(codes.shape), 1)
+            block = whole(maker, "block_size", 0)
+            one = Dequantize(maker.name, codes, scales, zeros, axis, block)
             fused = fusable and transposed and axis == 0
             return dequantized(one, transposed=transposed, fused=fused)
         found = self.initializer(value)

@@ -13,6 +13,7 @@ from onnx import NodeProto
 
 from qconvert.formats.onnx.reader_files import Initializer
 from qconvert.formats.onnx.reader_matrices import Matrix, block_matrix
+from qconvert.formats.onnx.reader_sound import MOST_STEPS
 from qconvert.formats.refusal import refuse
 
 _OPENING = frozenset({"Unsqueeze", "BitShift", "BitwiseAnd", "Reshape", "Cast", "Slice"})
@@ -38,13 +39,15 @@ def looked_up(
     times = next((one for one in readers[minus.output[0]] if one.op_type == "Mul"), None)
     if times is None:
         raise refuse(f"{node.name}: codes are looked up, but not scaled")
-    bits = int(masks[0][0]).bit_length() if masks else 8
+    bits = int(masks[0][0]).bit_length() if masks and masks[0].size else 8
     scales = _source(times.input[1], makers, stored)
     zeros = _source(minus.input[1], makers, stored)
     if zeros.array.size == 1:
         middle = float(np.asarray(zeros.array, np.float32).reshape(-1)[0])
         if middle != 1 << (bits - 1):
             raise refuse(f"{node.name}: the zero point is {middle}, not {1 << (bits - 1)}")
+    if not codes.nbytes or not bits or not scales.shape or not scales.shape[-1]:
+        raise refuse(f"{node.name}: its table or its scales hold nothing")
     rows, columns = codes.shape[0], codes.nbytes * 8 // bits // codes.shape[0]
     block = columns // scales.shape[-1]
     return block_matrix(
@@ -55,7 +58,9 @@ def looked_up(
 
 def _forward(value: str, readers: Mapping[str, Sequence[NodeProto]]) -> Iterator[NodeProto]:
     """The nodes that open bytes, one behind the other."""
-    while len(readers[value]) == 1 and readers[value][0].op_type in _OPENING:
+    for _ in range(MOST_STEPS):
+        if len(readers[value]) != 1 or readers[value][0].op_type not in _OPENING:
+            break
         yield readers[value][0]
         value = readers[value][0].output[0]
 
@@ -65,8 +70,10 @@ def _source(
 ) -> Initializer:
     """What is stored at the begin of a chain of nodes, by their first inputs."""
     asked = value
-    while value not in stored:
-        if value not in makers:
-            raise refuse(f"{asked} is not made of what is stored")
+    for _ in range(MOST_STEPS):
+        if value in stored:
+            return stored[value]
+        if value not in makers or not makers[value].input:
+            break
         value = makers[value].input[0]
-    return stored[value]
+    raise refuse(f"{asked} is not made of what is stored")

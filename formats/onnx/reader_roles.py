@@ -12,7 +12,8 @@ import numpy as np
 from onnx import NodeProto
 
 from qconvert.formats.onnx.reader_graph import Graph, Weighted
-from qconvert.formats.onnx.reader_matrices import Floats, Matrix, attributes
+from qconvert.formats.onnx.reader_matrices import Floats, Matrix
+from qconvert.formats.onnx.reader_sound import MOST_STEPS, whole
 from qconvert.formats.refusal import refuse
 
 ATTENTION = frozenset({"GroupQueryAttention", "MultiHeadAttention", "Attention"})
@@ -93,8 +94,8 @@ def _attention(found: Roles, block: int, node: NodeProto) -> None:
             found.linears[block, f"attn_{letter}"] = Rows(one, *rows)
     else:
         one = _up(found, node.input[0], block, ())
-        told = attributes(node)
-        heads, kept = int(told["num_heads"]), int(told.get("kv_num_heads", told["num_heads"]))
+        heads = whole(node, "num_heads", least=1)
+        kept = whole(node, "kv_num_heads", heads, least=1)
         width, rest = divmod(one.matrix.shape[0], heads + 2 * kept)
         if rest:
             raise refuse(f"{one.name} has {one.matrix.shape[0]} rows, which {heads} heads and"
@@ -112,7 +113,11 @@ def _piece(found: Roles, value: str, block: int, letter: str) -> tuple[Weighted,
     if not splits:
         return one, (0, one.matrix.shape[0])
     node, taken = splits[0]
+    if len(node.input) < 2:
+        raise refuse(f"{node.name} does not say what it splits into")
     sizes = found.graph.whole_numbers(node.input[1])
+    if (sizes < 0).any() or sizes.sum() != one.matrix.shape[0]:
+        raise refuse(f"{node.name} splits {one.matrix.shape[0]} rows into {sizes.tolist()[:8]}")
     at = list(node.output).index(taken)
     return one, (int(sizes[:at].sum()), int(sizes[: at + 1].sum()))
 
@@ -158,7 +163,7 @@ def _up(
 ) -> Weighted:
     """The matrix that `value` comes from. Norms on the way are kept as `norms`."""
     graph, asked = found.graph, value
-    for _ in range(len(graph.nodes)):
+    for _ in range(MOST_STEPS):
         node = graph.makers.get(value)
         if node is None:
             break
@@ -179,7 +184,7 @@ def _up(
 def _down(graph: Graph, value: str) -> Weighted:
     """The first matrix that what comes of `value` is multiplied with."""
     asked = value
-    for _ in range(len(graph.nodes)):
+    for _ in range(MOST_STEPS):
         after = [(node, _weighted(graph, node)) for node in graph.readers[value]]
         one = next((found for _, found in after if found is not None), None)
         if one is not None:
