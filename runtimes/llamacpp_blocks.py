@@ -23,12 +23,12 @@ FLOAT_BYTES = 4
 
 
 def blocks(library: Library, model: Model, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
-    """[blocks, len(tokens), hidden]; `WorkerError("refused")` where they cannot be seen."""
+    """[blocks, len(tokens), hidden]; `WorkerError("failed")` where they cannot be seen."""
     seen = Seen(library)
     with model.watched(seen.callback):
         model.logits(tokens)  # at all positions: the last block computes no others
     if seen.failure:
-        raise WorkerError("refused", f"llama.cpp does not show its blocks: {seen.failure}")
+        raise WorkerError("failed", f"does not show its blocks: {seen.failure}")
     numbers = sorted(seen.parts)
     outputs = [np.concatenate(seen.parts[number]) for number in numbers]
     if (
@@ -37,7 +37,7 @@ def blocks(library: Library, model: Model, tokens: NDArray[np.int32]) -> NDArray
         or any(one.shape != (len(tokens), outputs[0].shape[1]) for one in outputs)
     ):
         shapes = sorted({one.shape for one in outputs})
-        raise WorkerError("refused", f"llama.cpp shows blocks {numbers} of the shapes {shapes}")
+        raise WorkerError("failed", f"shows blocks {numbers} of the shapes {shapes}")
     return np.stack(outputs)
 
 
@@ -50,7 +50,7 @@ class Seen:
         try:
             self._ggml = _functions(library.api._lib)
         except AttributeError as error:
-            raise WorkerError("refused", f"llama.cpp does not show its blocks: {error}") from None
+            raise WorkerError("failed", f"does not show its blocks: {error}") from None
         self.callback = library.api.ggml_backend_sched_eval_callback(self._called)
 
     def _called(self, tensor: Any, asking: bool, _: Any) -> bool:

@@ -48,7 +48,7 @@ class Session(Protocol):
 
     One more method is looked for, of runtimes that let their blocks be seen: `blocks(tokens)`,
     float32 [blocks, len(tokens), hidden], what each block gives to the next, from an empty context;
-    `Refused` where those of this model cannot be seen.
+    `RuntimeFailed` where those of this model cannot be seen.
     """
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:

@@ -82,10 +82,11 @@ class WorkerSession:
             sequences=sequences,
             warm=warm,
         )
-        told: dict[str, Any] = dict(reply.head["result"])
-        return Throughput(
-            **{key: tuple(one) if isinstance(one, list) else one for key, one in told.items()}
-        )
+        told: dict[str, Any] = {
+            key: tuple(one) if isinstance(one, list) else one
+            for key, one in reply.head["result"].items()
+        }
+        return Throughput(**told)
 
     def peak_bytes(self) -> int:
         return int(self._worker.call("memory").head["result"])

@@ -113,8 +113,8 @@ class Engine:
         count = int(self._llm.llm_engine.model_config.hf_text_config.num_hidden_layers)
         (found,) = self._llm.apply_model(lambda model: self._watched(model, count, tokens))
         if len(found) != count or any(len(one) != len(tokens) for one in found):
-            told = f"vLLM shows {len(found)} of its {count} blocks"
-            raise WorkerError("refused", f"{told}, at {[len(one) for one in found[:1]]} positions")
+            told = f"shows {len(found)} of its {count} blocks"
+            raise WorkerError("failed", f"{told}, at {[len(one) for one in found[:1]]} positions")
         return Answer(arrays=[np.stack(found)])
 
     def _watched(

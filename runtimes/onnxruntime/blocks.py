@@ -14,7 +14,7 @@ TOTAL = 3  # output of a Skip*LayerNormalization: the sum that is normed
 
 def with_blocks(graph: bytes, count: int) -> tuple[bytes, list[str]]:
     """`graph`, a model.onnx whose tensors lie in another file, with the outputs of its `count`
-    blocks among its outputs, and their names; `WorkerError("refused")` where they are not found."""
+    blocks among its outputs, and their names; `WorkerError("failed")` where they are not found."""
     import onnx
 
     model = onnx.ModelProto.FromString(graph)
@@ -23,9 +23,7 @@ def with_blocks(graph: bytes, count: int) -> tuple[bytes, list[str]]:
     named = [one for one in found if one is not None]
     if len(named) != count:
         raise WorkerError(
-            "refused",
-            f"the graph shows {len(named)} of its {count} blocks by the names of its nodes",
-            "convert with `qconvert MODEL --to onnx`",
+            "failed", f"shows {len(named)} of its {count} blocks by the names of its nodes"
         )
     known = {one.name for one in model.graph.output}
     for name in named:

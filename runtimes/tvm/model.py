@@ -70,7 +70,7 @@ class Model:
         if self._watched is None:
             made, names = build(self._facts, exact=self._exact, room=self.room, wanted=("blocks",))
             if names != self._names:
-                raise Unfit("our graph of blocks has other parameters")
+                raise ValueError("our graph of blocks has other parameters")
             self._watched = relax.VirtualMachine(made, tvm.cpu())
         found = self._run("blocks", tokens, self._watched)
         return np.stack([one.numpy() for one in found])

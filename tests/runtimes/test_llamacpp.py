@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from qconvert.formats.refusal import MissingRuntime, Refused
-from qconvert.runtimes import llamacpp_binding
+from qconvert.runtimes import llamacpp_binding, llamacpp_blocks
 from qconvert.runtimes.llamacpp import LIBRARY_NAMES, LIBRARY_VARIABLE, LlamaCpp
 from qconvert.runtimes.process import RuntimeFailed
 from qconvert.runtimes.protocol import WorkerError
@@ -123,6 +124,47 @@ def test_throughput_says_what_it_depends_on(session: Session) -> None:
     assert 0 < low <= found.generate_tokens_per_s <= high
     assert found.cpu_share is not None
     assert 0 < found.cpu_share < 1.5
+
+
+def test_a_warm_session_is_timed_at_once(session: Session) -> None:
+    found = session.throughput(16, 2, 1, warm=False)
+    assert len(found.prompt_rates) == len(found.generate_rates) == 1
+    assert found.first_token_s == pytest.approx(16 / found.prompt_rates[0])
+
+
+def test_blocks_are_seen_in_a_context_of_their_own(session: Any) -> None:
+    before = session.logits(TOKENS)
+    found = session.blocks(TOKENS)
+    assert found.shape == (2, 8, 256)
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(session.logits(TOKENS), before)
+    np.testing.assert_array_equal(session.blocks(TOKENS), found)
+
+
+def test_blocks_of_a_prompt_of_several_batches(
+    runtime: LlamaCpp, tiny_gguf: Callable[..., Path]
+) -> None:
+    """More than llama.cpp's batch of 2048 tokens, which it computes in steps of 512."""
+    tokens = np.random.default_rng(0).integers(5, 512, 2100).tolist()
+    with runtime.open(tiny_gguf("F32"), threads=1, context=2100) as long:
+        opened: Any = long
+        found = opened.blocks(tokens)
+        assert found.shape == (2, 2100, 256)
+        np.testing.assert_allclose(opened.blocks(tokens[:100]), found[:, :100], atol=1e-3)
+
+
+def test_blocks_that_are_not_named_are_not_seen(
+    runtime: LlamaCpp, tiny_gguf: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a build of llama.cpp that names its tensors otherwise: said, and the session lives."""
+    library = llamacpp_binding.Library()
+    opened = llamacpp_binding.Model(
+        library, str(tiny_gguf("F32")), threads=1, context=64, repack=False
+    )
+    monkeypatch.setattr(llamacpp_blocks, "OUTPUT", re.compile(rb"block_out-(\d+)"))
+    with pytest.raises(WorkerError, match="shows blocks"):
+        llamacpp_blocks.blocks(library, opened, np.array(TOKENS, np.int32))
+    assert opened.logits(np.array(TOKENS, np.int32)).shape == (8, 512)
 
 
 def test_peak_memory_is_the_worker_s_own(runtime: LlamaCpp, tiny_gguf: Callable[..., Path]) -> None:

@@ -29,6 +29,7 @@ from qconvert.runtimes.environments import environment, refuse_impossible
 from qconvert.runtimes.findings import CheckReport
 from qconvert.runtimes.noise import rounded, rounding_of
 from qconvert.runtimes.onnxruntime.runtime import RECIPE, RUNTIME
+from qconvert.runtimes.process import RuntimeFailed
 from qconvert.runtimes.runtime import Session, runtimes
 
 TOKENS = [5, 77, 300, 5, 12, 401, 9, 33, 250, 18, 499, 64, 7, 120, 333, 41, 6, 290, 77, 5]
@@ -226,6 +227,38 @@ def test_digits_are_split_off_as_by_the_model_s_tokenizer(
     with RUNTIME.open(tmp_path / "out", threads=1, context=64) as session:
         for text in ("1  2 12 345", "a7\t\tb", "        8", "x² and ½ of ①②", "٣٤ Ⅷ it's 1st"):
             assert session.tokenize(text) == tokenizer.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_blocks_are_those_of_the_decoded_file(
+    family: str, form: str, folder: Write, tiny_model: Write
+) -> None:
+    source, out = open_checkpoint(tiny_model(family)), folder(family, form=form)
+    decoded = reference.from_weights(source, TARGET.reader(out).weights(source), threads=1)
+    expected = decoded.blocks(TOKENS)
+    for runtime, most in ((RUNTIME, LEAST), (RUNTIME.also_checked, 0.2)):
+        with runtime.open(out, threads=1, context=64) as session:
+            opened: Any = session
+            before = opened.logits(TOKENS)
+            found = opened.blocks(TOKENS)
+            assert found.shape == (2, 20, 256)
+            assert apart(found, expected) < most
+            np.testing.assert_array_equal(opened.logits(TOKENS), before)
+
+
+def test_blocks_that_are_not_named_are_not_seen(good: Path, tmp_path: Path) -> None:
+    """A graph of another writer: said, and the session lives."""
+    out = Path(shutil.copytree(good, tmp_path / "x"))
+    held = onnx.load(out / "model.onnx", load_external_data=False)
+    for node in held.graph.node:
+        node.name = node.name.replace("/model/layers.", "/decoder/")
+    onnx.save(held, out / "model.onnx")
+    with RUNTIME.open(out, threads=1, context=64) as session:
+        opened: Any = session
+        with pytest.raises(RuntimeFailed, match="0 of its 2 blocks"):
+            opened.blocks(TOKENS)
+        assert opened.logits(TOKENS).shape == (20, 512)
 
 
 def test_throughput_of_one_and_of_many(users: Session) -> None:

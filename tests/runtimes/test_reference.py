@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from qconvert.checkpoint import Checkpoint, open_checkpoint
 from qconvert.formats.gguf.target import TARGET
 from qconvert.formats.refusal import Refused
+from qconvert.runtimes.noise import Rounding, rounded
 from qconvert.runtimes.reference import from_folder, from_weights
 
 TOKENS = [5, 77, 300, 5, 12, 401, 9, 33]
@@ -92,3 +93,44 @@ def test_a_tied_head_may_be_given_values_of_its_own(
         model.logits(TOKENS), hidden @ weights["lm_head.weight"].T, rtol=1e-4, atol=1e-4
     )
     assert np.abs(model.logits(TOKENS) - before.logits(TOKENS)).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "gpt_neox", "gpt2"]
+)
+def test_blocks_are_what_each_gives_to_the_next(
+    tiny_model: Callable[..., Path], family: str
+) -> None:
+    """The embedding's output changed by them; transformers' own record, but for the last, which it
+    keeps behind the final norm."""
+    model = from_folder(tiny_model(family), threads=1)
+    logits, found = model.logits_and_blocks(TOKENS)
+    np.testing.assert_array_equal(logits, model.logits(TOKENS))
+    np.testing.assert_array_equal(found, model.blocks(TOKENS))
+    with torch.inference_mode():
+        told = model.model(torch.tensor([TOKENS]), output_hidden_states=True, use_cache=False)
+    assert found.shape == (2, 8, 256)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found[0], told.hidden_states[1][0].numpy(), atol=1e-5)
+    assert np.abs(found[1] - found[0]).max() > 0.1
+    norm = next(module for module in list(model.model.base_model.children())[::-1] if
+                "Norm" in type(module).__name__)  # fmt: skip
+    last = norm(torch.from_numpy(found[1])).detach().numpy()
+    np.testing.assert_allclose(last, told.hidden_states[-1][0].numpy(), atol=1e-5)
+
+
+def test_rounded_blocks_are_what_a_rounding_runtime_gives(source: Checkpoint) -> None:
+    model = from_folder(source.folder, threads=1)
+    plain = model.blocks(TOKENS)
+    with rounded(model, Rounding("bfloat16", everywhere=True)):
+        found = model.blocks(TOKENS)
+    assert 1e-4 < np.linalg.norm(found - plain) / np.linalg.norm(plain) < 1e-2
+    np.testing.assert_array_equal(torch.from_numpy(found).bfloat16().float().numpy(), found)
+    np.testing.assert_array_equal(model.blocks(TOKENS), plain)
+
+
+def test_a_model_without_a_list_of_blocks_is_not_looked_into(source: Checkpoint) -> None:
+    model = from_folder(source.folder, threads=1)
+    model.model.config.num_hidden_layers = 3
+    with pytest.raises(ValueError, match="0 of 3 blocks"):
+        model.blocks(TOKENS)

@@ -279,6 +279,20 @@ def test_special_tokens_are_parsed_when_asked(session: Session) -> None:
     assert 1 in session.tokenize("a<s>b", special=True)
 
 
+def test_blocks_are_those_of_the_decoded_file(
+    folder: Callable[..., Path], source: Callable[..., Checkpoint], session: Any
+) -> None:
+    """Of more tokens than one step has, by a graph that is compiled when they are asked for."""
+    model, tokens = source(), (TOKENS * 30)[:300]
+    weights = target_named("mlc").reader(folder("q4f16_1")).weights(model)
+    expected = reference.from_weights(model, weights, threads=1).blocks(tokens)
+    before = session.logits(tokens)
+    found = session.blocks(tokens)
+    assert found.shape == expected.shape == (2, 300, 256)
+    assert relative(found, expected) < 1e-5
+    np.testing.assert_array_equal(session.logits(tokens), before)
+
+
 def test_throughput(session: Session) -> None:
     found = session.throughput(16, 4, 2)
     assert found.sequences == 1

@@ -27,6 +27,7 @@ from qconvert.checkpoint import Checkpoint, open_checkpoint
 from qconvert.formats.refusal import Refused
 from qconvert.formats.target import Request, target_named
 from qconvert.pipeline import convert
+from qconvert.runtimes import reference
 from qconvert.runtimes.check import check
 from qconvert.runtimes.environments import environment
 from qconvert.runtimes.findings import CheckReport
@@ -233,6 +234,19 @@ def test_greedy_generation_follows_the_logits(session: Session) -> None:
 def test_special_tokens_are_parsed_when_asked(session: Session) -> None:
     assert 1 not in session.tokenize("a<s>b")
     assert 1 in session.tokenize("a<s>b", special=True)
+
+
+def test_blocks_are_those_of_the_decoded_file(
+    folder: Callable[..., Path], model: Checkpoint, session: Any
+) -> None:
+    weights = target_named("vllm").reader(folder("w4a16-g128", "gptq")).weights(model)
+    expected = reference.from_weights(model, weights, threads=1).blocks(TOKENS)
+    before = session.logits(TOKENS)
+    found = session.blocks(TOKENS)
+    assert found.shape == expected.shape == (2, 8, 256)
+    apart = np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+    assert apart.mean() < 3e-3  # of float16
+    np.testing.assert_array_equal(session.logits(TOKENS), before)
 
 
 def test_throughput_of_one_and_of_many(session: Session) -> None:
