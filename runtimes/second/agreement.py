@@ -20,8 +20,10 @@ Values = Callable[[int, int], Floats]
 """Rows [start, stop); a vector is one row."""
 
 ULPS = 4
-"""Units in the last place by which two readings of NVFP4 may differ: one multiplies by a scale that
-the other divides by its reciprocal. All other formulas are exact in float32, or the same."""
+"""Units in the last place by which decoded codes may differ: NVFP4 has its scale of the tensor as a
+largest magnitude in a work folder, and as a multiplier or divisor in a file, each made of the other
+with a rounding. Of all others the formulas are exact in float32, or the same. A code that is off by
+one moves a value by thousands of such units, the last bit of a float16 scale by 8192."""
 
 AT_ONCE = 1 << 22  # weights that are compared at a time
 
@@ -61,18 +63,20 @@ def disagreements(ours: Mapping[str, Floats], second: Mapping[str, Floats]) -> l
     """What `Reader.weights` and `second_weights` read differently, by checkpoint name: values, a
     shape, a tensor that only one of them finds, or that only one of them can decode."""
     found = []
+    mine, theirs = set(ours), set(second)  # `in` of a lazy mapping would decode
     for name in dict.fromkeys([*ours, *second]):
-        problem = _disagreement(name, ours, second)
+        if name not in theirs:
+            problem = f"{name}: a second reader does not find it in the file"
+        elif name not in mine:
+            problem = f"{name}: only a second reader finds it in the file"
+        else:
+            problem = _disagreement(name, ours, second)
         if problem:
             found.append(Finding("bytes", name, problem))
     return found
 
 
 def _disagreement(name: str, ours: Mapping[str, Floats], second: Mapping[str, Floats]) -> str:
-    if name not in second:
-        return f"{name}: a second reader does not find it in the file"
-    if name not in ours:
-        return f"{name}: only a second reader finds it in the file"
     mine, refused = _read(ours, name)
     theirs, other = _read(second, name)
     if mine is None and theirs is None:
@@ -128,14 +132,14 @@ def differences(ours: Mapping[str, Floats], kept: Kept) -> list[Finding]:
     """What a file holds otherwise than the work folder `kept` that it was written from; `ours` is
     best `Reader.weights(kept)`: a rotation may have untied a head.
 
-    Coded tensors are the same to the bit. What stays in float may have been rounded once, to the
-    type that it is stored as, the same for all of a tensor; a norm with one added to it first. What
-    the work folder keeps in float outside the blocks a target may have quantized by itself: then
-    most of its values differ, and none is told of.
+    Coded tensors are the same to the bit (NVFP4 within `ULPS`). What stays in float may have been
+    rounded once, to the type that it is stored as, the same for all of a tensor; a norm with one
+    added to it first. What the work folder keeps in float outside the blocks a target may have
+    quantized by itself: then most of its values differ, and none is told of.
     """
-    found = []
+    found, names = [], set(ours)
     for tensor in kept.tensors:
-        if tensor.name not in ours:
+        if tensor.name not in names:
             if tensor.role != "head":  # of a model that ties it: the file has it under no name
                 problem = f"{tensor.name} is in the work folder, and not in the file"
                 found.append(Finding("bytes", tensor.name, problem))
@@ -155,8 +159,8 @@ def _moved(values: Floats, tensor: SourceTensor, kept: Kept) -> str:
     if values.shape != tensor.shape:
         return f"{list(values.shape)} in the file, {list(tensor.shape)} in the work folder"
     least: Tally | None = None
-    for form in _forms(tensor, kept):
-        tally = _tally(values, form, tensor)
+    for form, ulps in _forms(tensor, kept):
+        tally = _tally(values, form, ulps, tensor)
         if not tally.differ:
             return ""
         least = tally if least is None or tally.differ < least.differ else least
@@ -167,26 +171,27 @@ def _moved(values: Floats, tensor: SourceTensor, kept: Kept) -> str:
     return least.told("the work folder")
 
 
-def _tally(values: Floats, wanted: Values, tensor: SourceTensor) -> Tally:
+def _tally(values: Floats, wanted: Values, ulps: int, tensor: SourceTensor) -> Tally:
     tally = Tally()
     rows, cols = (1, *tensor.shape)[-2:]
     whole = values.reshape(rows, cols)
     step = max(1, AT_ONCE // max(cols, 1))
     for row in range(0, rows, step):
         stop = min(row + step, rows)
-        tally.add(_apart(whole[row:stop], wanted(row, stop).reshape(-1, cols)), row)
+        tally.add(_apart(whole[row:stop], wanted(row, stop).reshape(-1, cols), ulps), row)
     return tally
 
 
-def _forms(tensor: SourceTensor, kept: Kept) -> Iterator[Values]:
-    """All that a file may hold of a tensor of the work folder, the likeliest first."""
+def _forms(tensor: SourceTensor, kept: Kept) -> Iterator[tuple[Values, int]]:
+    """All that a file may hold of a tensor of the work folder, the likeliest first, and by how many
+    units in the last place it may be off."""
     for grid in kept.grids_of(tensor.name):
-        yield partial(_decoded, kept, tensor, grid)
+        yield partial(_decoded, kept, tensor, grid), ULPS
     if not kept.in_float(tensor.name):
         return
     for more in (0.0, 1.0) if tensor.role.endswith("norm") else (0.0,):
         for rounded in ROUNDED:
-            yield partial(_floats, kept, tensor, np.float32(more), rounded)
+            yield partial(_floats, kept, tensor, np.float32(more), rounded), 0
 
 
 def _decoded(kept: Kept, tensor: SourceTensor, grid: str, start: int, stop: int) -> Floats:

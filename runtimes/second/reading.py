@@ -47,6 +47,9 @@ class Lazy(Mapping[str, Floats]):
     def __len__(self) -> int:
         return len(self._reads)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._reads
+
     def __getitem__(self, name: str) -> Floats:
         return self._reads[name]()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,9 +55,15 @@ Parts = Mapping[str, Stored]
 
 
 def opened(folder: Path) -> dict[str, dict[str, Stored]]:
-    """Module -> its parts, of all safetensors in a folder."""
+    """Module -> its parts, of the one file of a folder, or of all that its index names."""
+    index = folder / "model.safetensors.index.json"
+    whole = folder / "model.safetensors"
+    paths = [whole]
+    if not whole.is_file():
+        shards = json.loads(index.read_text("utf-8"))["weight_map"].values()
+        paths = [folder / name for name in sorted(set(shards))]
     found: dict[str, dict[str, Stored]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in paths:
         file: Any = safe_open(path, framework="pt")
         for name in file.keys():
             one = file.get_slice(name)

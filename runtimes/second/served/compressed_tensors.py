@@ -66,6 +66,8 @@ FORMATS: Mapping[str, Callable[[Args, Parts], Floats]] = {
     "mxfp4-pack-quantized": _mxfp4,
 }
 Group = Mapping[str, Any]
+CLASS = "Linear"
+"""Of every linear, whatever its name."""
 
 
 def _decoded(told: Mapping[str, Any], module: str, parts: Parts) -> Floats:
@@ -90,7 +92,7 @@ def _by_name(target: str, module: str) -> bool:
 
 
 def _by_class(target: str, module: str) -> bool:
-    return target == "Linear"
+    return target == CLASS
 
 
 @dataclass(frozen=True, slots=True)

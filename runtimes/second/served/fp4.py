@@ -16,7 +16,7 @@ def nvfp4(packed: Stored, scale: Stored, whole: np.float32, *, divided: bool) ->
 def mxfp4(packed: Stored, scale: Stored) -> Floats:
     """`scale` uint8 [N, K/32]: exponents of two, less 127; 255 is NaN."""
     exponent = scale.raw().astype(np.int32)
-    powers = np.ldexp(np.float32(1), exponent - 127).astype(np.float32)
+    powers = np.ldexp(np.float32(1), np.minimum(exponent, 254) - 127)
     powers[exponent == 255] = np.nan
     return scaled(_values(packed), powers)
 

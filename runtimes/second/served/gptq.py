@@ -17,13 +17,16 @@ import numpy as np
 from qconvert.runtimes.second.serving import Decoder
 from qconvert.runtimes.second.stored import Floats, Parts, of_words
 
+WIDTHS = (2, 4, 8)
+"""Bits of a code that fill words without a rest."""
+
 
 def _decoded(less: int, module: str, parts: Parts) -> Floats:
     words = parts["qweight"].raw()
     groups = parts["g_idx"].raw()  # of each column
     count, rows = words.shape
     bits, left = divmod(32 * count, len(groups))
-    if left or bits not in (2, 4, 8):
+    if left or bits not in WIDTHS:
         raise ValueError(f"{count} words for {len(groups)} inputs")
     values = of_words(words.T, bits, len(groups))
     zeros = of_words(parts["qzeros"].raw(), bits, rows).T + np.float32(less)
