@@ -2,62 +2,134 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from qconvert.runtimes.findings import BenchReport, CheckReport, FileFacts, LoaderFacts, Noise
+from qconvert.runtimes.findings import (
+    BenchReport,
+    CheckReport,
+    FileFacts,
+    Finding,
+    LayerError,
+    LoaderFacts,
+    Noise,
+    Verdict,
+)
 from qconvert.runtimes.measure import Distance
+from qconvert.runtimes.page import figures
+from qconvert.runtimes.page.tradeoff import front, points
+from qconvert.runtimes.report_tables import (
+    STYLES,
+    add,
+    between,
+    gates_table,
+    new_table,
+    rates_table,
+    size,
+    small,
+    threads,
+)
+
+SHOWN = 8  # findings
+
+
+class Verified(Protocol):
+    """Files beside the manifest that was written of them."""
+
+    @property
+    def verdict(self) -> Verdict: ...
+    @property
+    def told(self) -> str: ...
+    @property
+    def findings(self) -> Sequence[Finding]: ...
 
 
 def check_view(report: CheckReport) -> RenderableType:
-    """The verdict with its reasons, the distances, and what they were measured on."""
-    distances = _table("", "distance", "KL (nats)", "median", "p99", "perplexity", "top-1")
+    """The verdict with its reasons, gates, the distances, and what they were measured on."""
+    distances = new_table("distance", "mean KL", "95 %", "p99", "p99.9", "top-1", "perplexity")
     for name, distance in _distances(report):
-        _add(distances, name, *_distance_cells(distance))
+        add(distances, name, *_distance_cells(distance))
     about = Text("\n".join(_about_check(report)), style="dim")
-    return Group(_verdict(report), distances, about)
+    gates = [gates_table(report.judgements)] if report.judgements else []
+    speed = [] if report.speed is None else [rates_table(report.speed)]
+    return Group(_verdict(report), *gates, distances, *speed, about)
+
+
+def checks_view(reports: Sequence[CheckReport]) -> RenderableType:
+    """Each verdict with its reasons, then size against accuracy; * is beaten by no other in
+    both."""
+    table = new_table("", "output", "verdict", "MB", "mean KL", "95 %", "top-1", "tokens/s")
+    best = {point.number for point in front(points(reports))}
+    for at, one in enumerate(reports, 1):
+        distance = figures.gated(one)
+        rate = "" if one.speed is None else f"{one.speed.throughput.generate_tokens_per_s:,.1f}"
+        add(
+            table, "*" if at in best else "", Path(one.file.path).name,
+            Text(one.verdict, style=STYLES[one.verdict]), f"{one.file.nbytes / 1e6:,.1f}",
+            small(distance.kl_mean),
+            between(figures.kl_mean(distance)), f"{distance.top1:.1%}", rate,
+        )  # fmt: skip
+    told = Text("* no other output is both smaller and nearer to the source", style="dim")
+    return Group(*(_verdict(one) for one in reports), table, told)
+
+
+def verified_view(found: Verified) -> RenderableType:
+    """Whether files are those of a manifest, and what was said of them."""
+    line = Text(found.verdict, style=STYLES[found.verdict])
+    line.append(f"  {found.told}", style="not bold default")
+    _append_findings(line, found.findings)
+    return line
 
 
 def bench_view(report: BenchReport) -> RenderableType:
     """Rates, memory and load time, and what they depend on."""
     rates = report.throughput
-    table = _table("", "", "tokens/s", "slowest", "fastest", "tokens")
-    for one in report.batches or (rates,):
-        at_once = f", {one.sequences} at once" if one.sequences > 1 else ""
-        for name, rate, spread, tokens in (
-            ("prompt", one.prompt_tokens_per_s, one.prompt_spread, one.prompt_tokens),
-            ("generation", one.generate_tokens_per_s, one.generate_spread, one.generate_tokens),
-        ):
-            cells = (f"{rate:,.1f}", f"{spread[0]:,.1f}", f"{spread[1]:,.1f}", tokens)
-            _add(table, f"{name}{at_once}", *cells)
+    beside = report.beside
+    plain = (
+        f"; unquantized: {beside.load_seconds:.2f} s, {size(beside.peak_bytes)}" if beside else ""
+    )
     about = [
         _file_line(report.file),
-        f"{report.runtime.version}, {_threads(rates.threads)}, steps of at most {rates.batch}"
-        f" tokens, median of {rates.repetitions} after a warm-up",
-        f"loaded in {report.load_seconds:.2f} s, peak memory {_size(report.peak_bytes)},"
-        f" {report.processor}",
+        f"{report.runtime.version}, {threads(rates.threads)}, steps of at most {rates.batch}"
+        f" tokens",
+        f"prompts of {rates.prompt_tokens} tokens, then {rates.generate_tokens} more, median of"
+        f" {rates.repetitions} after a warm-up",
+        f"loaded in {report.load_seconds:.2f} s, peak memory {size(report.peak_bytes)},"
+        f" {report.processor}{plain}",
         *(f"note: {note}" for note in report.notes),
     ]
-    return Group(table, Text("\n".join(about), style="dim"))
+    return Group(rates_table(report), Text("\n".join(about), style="dim"))
 
 
 def _verdict(report: CheckReport) -> Text:
-    style = "bold green" if report.passed else "bold red"
-    line = Text(report.verdict, style=style)
+    line = Text(report.verdict, style=STYLES[report.verdict])
     if report.runtime is None:
         line.append("  of the file alone, no runtime was run:", style="not bold default")
     line.append(f"  {_file_line(report.file)}", style="not bold default")
+    _append_findings(line, report.findings)
+    told = {one.problem for one in report.findings}
     for reason in report.reasons:
-        line.append(f"\n  - {reason}", style="not bold default")
+        if reason not in told:
+            line.append(f"\n  - {reason}", style="not bold default")
     for loader in report.loaders:
         if not loader.problems:
             line.append(f"\n  + {loader.label}{_taken(loader)}", style="not bold default")
     return line
+
+
+def _append_findings(line: Text, findings: Sequence[Finding]) -> None:
+    """The culprit in bold, and what is wrong with it."""
+    for one in findings[:SHOWN]:
+        line.append("\n  - ", style="not bold default")
+        if not one.problem.startswith(one.culprit):
+            line.append(f"{one.culprit}: ", style="bold default")
+        line.append(one.problem, style="not bold default")
+    if len(findings) > SHOWN:
+        line.append(f"\n  - and {len(findings) - SHOWN} more", style="not bold default")
 
 
 def _taken(loader: LoaderFacts) -> str:
@@ -96,20 +168,13 @@ def _distances(report: CheckReport) -> Iterator[tuple[str, Distance]]:
 
 def _distance_cells(distance: Distance) -> tuple[str, ...]:
     return (
-        _small(distance.kl_mean) + _between(distance),
-        _small(distance.kl_median),
-        _small(distance.kl_p99),
-        f"{distance.perplexity_p:.2f} -> {distance.perplexity_q:.2f}",
+        small(distance.kl_mean),
+        between(figures.kl_mean(distance)),
+        small(distance.kl_p99),
+        small(distance.kl_p999),
         f"{distance.top1:.1%}",
+        f"x {distance.perplexity_ratio:.4f}",
     )
-
-
-def _between(distance: Distance) -> str:
-    """ " (0.0412 to 0.0467)", the interval of the mean; empty where it was not asked for."""
-    if distance.intervals is None:
-        return ""
-    mean = distance.intervals.kl_mean
-    return f" ({_small(mean.low)} to {_small(mean.high)})"
 
 
 def _about_check(report: CheckReport) -> Iterator[str]:
@@ -121,8 +186,8 @@ def _about_check(report: CheckReport) -> Iterator[str]:
     if report.runtime is None:
         yield f"no runtime, {report.seconds:.0f} s"
     else:
-        threads = _threads(report.runtime.threads)
-        yield f"{report.runtime.version}, {threads}, {report.seconds:.0f} s"
+        told = threads(report.runtime.threads)
+        yield f"{report.runtime.version}, {told}, {report.seconds:.0f} s"
     if tokens is not None:
         same = tokens.strings - tokens.mismatches
         yield f"tokenizer: {same} of {tokens.strings} strings get the same tokens"
@@ -133,6 +198,8 @@ def _about_check(report: CheckReport) -> Iterator[str]:
             f"tensors: {near} of {len(report.tensors)} as near to the source as their bits allow;"
             f" furthest row: {worst.worst_row:.1%} in {worst.name}"
         )
+    if report.layers:
+        yield _blocks(report.layers)
     if report.noise is not None:
         yield f"the runtime {_allowed(report.noise)}"
     if report.also is not None and report.also.noise is not None:
@@ -140,9 +207,20 @@ def _about_check(report: CheckReport) -> Iterator[str]:
     yield from (f"note: {note}" for note in report.notes)
 
 
+def _blocks(layers: Sequence[LayerError]) -> str:
+    """Of hidden states: how far they are off where the blocks end."""
+    told = f"blocks: {layers[-1].quantization:.1%} off after the last, by quantization"
+    worst = max(layers, key=lambda one: one.runtime or 0.0)
+    if worst.runtime:
+        told += f"; the runtime adds up to {worst.runtime:.1%} (block {worst.block}"
+        told += "" if worst.expected is None else f", {worst.expected:.1%} expected"
+        told += ")"
+    return told
+
+
 def _allowed(noise: Noise) -> str:
     return (
-        f"may add {_small(noise.limit)} nats; it adds {_small(noise.adds.kl_mean)} over the first"
+        f"may add {small(noise.limit)} nats; it adds {small(noise.adds.kl_mean)} over the first"
         f" {noise.windows} windows"
     )
 
@@ -150,30 +228,6 @@ def _allowed(noise: Noise) -> str:
 def _file_line(file: FileFacts) -> str:
     parts = f" in {file.files} files" if file.files > 1 else ""
     return (
-        f"{Path(file.path).name}: {_size(file.nbytes)}{parts},"
+        f"{Path(file.path).name}: {size(file.nbytes)}{parts},"
         f" {file.bits_per_weight:.2f} bits per weight"
     )
-
-
-def _small(value: float) -> str:
-    return f"{value:.4f}" if value >= 1e-3 else f"{value:.1e}"
-
-
-def _size(nbytes: float) -> str:
-    return f"{nbytes / 1e6:,.1f} MB" if nbytes < 1e9 else f"{nbytes / 1e9:,.2f} GB"
-
-
-def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    return table
-
-
-def _add(table: Table, *cells: object) -> None:
-    """A row of plain text: file names may hold the marks that rich would interpret."""
-    table.add_row(*(Text(str(cell)) for cell in cells))

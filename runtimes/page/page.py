@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 from qconvert.runtimes.findings import CheckReport, Verdict
 from qconvert.runtimes.page import figures, layers, speed
-from qconvert.runtimes.page.section import reasons, section, visible
+from qconvert.runtimes.page.reasons import reasons
+from qconvert.runtimes.page.section import section, visible
 from qconvert.runtimes.page.tradeoff import front, points, sample, tradeoff
 from qconvert.runtimes.page.words import base, count, megabytes, number, percent, ratio, span
 

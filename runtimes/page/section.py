@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from qconvert.runtimes.findings import CheckReport, LoaderFacts, WorstToken
 from qconvert.runtimes.page import bullet, distances, figures, histogram, layers, speed, tensors
+from qconvert.runtimes.page.reasons import reasons, says
 from qconvert.runtimes.page.words import (
     TIMES,
     UNKNOWN,
@@ -24,10 +25,6 @@ from qconvert.runtimes.page.words import (
 )
 from qconvert.runtimes.page.words import seconds as duration
 
-STAGES = {
-    "file": "file", "settings": "settings", "tokens": "tokens", "bytes": "weights",
-    "loader": "loader", "runtime": "runtime", "numbers": "numbers",
-}  # fmt: skip
 CONTEXT = 160  # letters in front of a token
 TYPES = 8  # stored types that are told by name
 
@@ -39,15 +36,6 @@ class Tile:
     label: str
     value: str
     under: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why an output does not pass: what to look at, and what is wrong with it."""
-
-    stage: str
-    culprit: str
-    problem: str
 
 
 def section(report: CheckReport, number_: int) -> dict[str, Any]:
@@ -92,44 +80,6 @@ def section(report: CheckReport, number_: int) -> dict[str, Any]:
         "parity": parity(report),
         "provenance": list(_provenance(report)),
     }  # fmt: skip
-
-
-def says(report: CheckReport) -> str:
-    """The verdict in one sentence."""
-    missed = [one for one in report.judgements if one.verdict == "FAIL"]
-    open_ = [one for one in report.judgements if one.verdict == "INCONCLUSIVE"]
-    alone = "" if report.runtime else " No runtime was run: this is of the file alone."
-    if report.passed:
-        gates = (
-            "No gate was set" if not report.judgements
-            else "The gate holds" if len(report.judgements) == 1
-            else f"All {len(report.judgements)} gates hold"
-        )  # fmt: skip
-        return f"{gates}, and no fault was found.{alone}"
-    faults = len(reasons(report)) - len(missed) - len(open_)
-    parts = []
-    if faults > 0:
-        parts.append(f"{count(faults, 'fault')} found")
-    if missed:
-        parts.append(f"{count(len(missed), 'gate')} missed")
-    if open_:
-        parts.append(f"{count(len(open_), 'gate')} that this text is too short to decide")
-    told = ", ".join(parts) or "It does not pass"
-    return f"{told[0].upper()}{told[1:]}.{alone}"
-
-
-def reasons(report: CheckReport) -> list[Reason]:
-    """Findings, causes first; then gates that do not hold; then what else was given as a reason."""
-    found = [
-        Reason(STAGES.get(one.stage, one.stage), one.culprit, one.problem)
-        for one in report.findings
-    ]
-    found += [
-        Reason("gate", one.gate, one.told) for one in report.judgements if one.verdict != "PASS"
-    ]
-    told = {one.problem for one in found}
-    others = [one for one in report.reasons if not any(problem in one for problem in told)]
-    return found + [Reason("", "", one) for one in others]
 
 
 def facts(report: CheckReport) -> list[str]:

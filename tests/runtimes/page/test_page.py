@@ -18,7 +18,8 @@ import pytest
 
 from qconvert.runtimes.findings import CheckReport, Interval, LayerError
 from qconvert.runtimes.page.page import page
-from qconvert.runtimes.page.section import reasons, says, visible
+from qconvert.runtimes.page.reasons import reasons, says
+from qconvert.runtimes.page.section import visible
 
 EMPTY = {"meta", "link", "br", "img", "hr", "input"}
 
@@ -191,7 +192,7 @@ def test_reasons_are_told_once(made: ModuleType) -> None:
     told = [one.problem for one in reasons(made.FAILED)]
     assert told == ["rope_theta is 10000", "row 3 is off by 140%", "it is 1.21",
                     "a reason of no finding"]  # fmt: skip
-    assert says(made.UNDECIDED) == "1 gate that this text is too short to decide."
+    assert says(made.UNDECIDED) == "1 gate that cannot be decided yet."
 
 
 def test_tokens_are_seen() -> None:
