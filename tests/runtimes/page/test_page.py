@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from qconvert.runtimes.findings import CheckReport, Interval, LayerError
+from qconvert.runtimes.findings import CheckReport, Finding, Interval, LayerError
 from qconvert.runtimes.page.page import page
 from qconvert.runtimes.page.reasons import reasons, says
 from qconvert.runtimes.page.section import visible
@@ -210,3 +210,12 @@ def test_a_page_needs_a_report() -> None:
 def test_the_shown_markup_is_what_was_meant(made: ModuleType) -> None:
     assert "<img" not in page([made.hostile()]).replace("&lt;img", "")
     assert made.HOSTILE not in page([made.hostile()])
+
+
+def test_many_findings_are_folded(made: ModuleType) -> None:
+    many = tuple(Finding("bytes", f"tensor {n}", f"it {n} is off") for n in range(30))
+    found = parsed(replace(made.FAILED, findings=many, reasons=(), judgements=()))
+    assert "30 faults found." in found.text
+    assert "and 20 more" in found.text
+    assert "it 29 is off" in found.text
+    assert len(found.all("details")) == 1
