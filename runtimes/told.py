@@ -21,7 +21,7 @@ from qconvert.runtimes.findings import Finding
 from qconvert.runtimes.told_chat import chat_findings
 from qconvert.runtimes.told_copies import copy_findings
 from qconvert.runtimes.told_files import ModelFiles
-from qconvert.runtimes.told_model import alike, own_name, shown
+from qconvert.runtimes.told_model import Facts, alike, own_name, shown
 from qconvert.runtimes.told_tokens import generation_findings, token_findings
 
 CONTEXT = "max_position_embeddings"
@@ -52,8 +52,7 @@ def _once(findings: Iterable[Finding]) -> Iterator[Finding]:
 
 def _model(told: Told, source: Source) -> Iterator[Finding]:
     try:
-        config = told_model.as_transformers(source.config)
-        facts, due = told_model.facts_of(config), told_model.angles_of(config)
+        config, facts, due = told_model.read(source.config)
     except Refused:
         return  # the source itself: said where it is opened as a model
     for name, held in told.model.items():
@@ -62,16 +61,23 @@ def _model(told: Told, source: Source) -> Iterator[Finding]:
     held_angles = dict(told.angles)
     if told.config is not None:
         try:
-            theirs = told_model.as_transformers(told.config)
-            held_facts, held_angles = told_model.facts_of(theirs), told_model.angles_of(theirs)
+            theirs, held_facts, held_angles = told_model.read(told.config)
         except Refused as refused:
-            yield Finding("settings", "config", f"config.json: {refused.reasons[0].problem}")
+            yield from _unread(told.config, source.config, refused)
             return
         yield from _whole(theirs, config, held_facts, facts)
         yield from _spelt(told.config, config, facts)
     thetas = _thetas(told, facts)
     yield from _angles(held_angles, due, source, facts.get("rope_theta"), thetas)
     yield from (Finding(one.stage, one.culprit, one.problem) for one in told.differs)
+
+
+def _unread(config: Facts, ours: Facts, refused: Refused) -> Iterator[Finding]:
+    """A configuration of which nothing can be made, by the keys that are not the model's."""
+    keys = [key for key in ours if key in config and not alike(config[key], ours[key])]
+    culprits = [key for key in keys if key not in told_model.LEFT_OUT or "rope" in key]
+    problem = f"config.json: {refused.reasons[0].problem}"
+    yield from (Finding("settings", key, problem) for key in culprits or ["config.json"])
 
 
 def _fits(
@@ -83,7 +89,7 @@ def _fits(
     if name in most and isinstance(due, int | float):
         due = min(due, most[name])
     if name == CONTEXT:
-        return held == due or held in told_model.longest(config)
+        return held == due or any(held == one for one in told_model.longest(config))
     return alike(held, due)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
+
+from qconvert.formats.careful import read_json, read_text
+from qconvert.formats.refusal import Refused
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -24,10 +26,17 @@ TEMPLATES = frozenset({JINJA, OLD_TEMPLATE})
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is none that can be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = read_json(path)
+    except (OSError, Refused):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _jinja(path: Path) -> str:
+    try:
+        return read_text(path)
+    except (OSError, Refused):
+        return ""
 
 
 @dataclass(frozen=True)
@@ -45,10 +54,14 @@ class ModelFiles:
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
         """None where there is none, or it does not load."""
+        if not self.definition:
+            return None
         try:
             found = Tokenizer.from_file(str(self.folder / TOKENIZER))
-        except Exception:  # the library raises nothing more specific
-            return None
+        except BaseException as fault:  # its own kinds of errors, and panics of Rust
+            if isinstance(fault, Exception) or type(fault).__name__ == "PanicException":
+                return None
+            raise
         found.no_truncation()
         found.no_padding()
         return found
@@ -110,10 +123,9 @@ class ModelFiles:
         found = _named(read_object(self.folder / TOKENIZER_CONFIG).get("chat_template"))
         found |= _named(read_object(self.folder / OLD_TEMPLATE).get("chat_template"))
         for path in sorted((self.folder / "additional_chat_templates").glob("*.jinja")):
-            found[path.stem] = path.read_text(encoding="utf-8", errors="replace")
+            found[path.stem] = _jinja(path)
         if (self.folder / JINJA).is_file():
-            text = (self.folder / JINJA).read_text(encoding="utf-8", errors="replace")
-            found[DEFAULT] = text
+            found[DEFAULT] = _jinja(self.folder / JINJA)
         return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from qconvert.formats.refusal import refuse
+from qconvert.formats.refusal import Refused, refuse
 from qconvert.formats.told import Angles
 
 LEFT_OUT = frozenset({
@@ -28,6 +28,10 @@ OWN_NAMES: Mapping[str, tuple[str, ...]] = {
     "rotated": ("partial_rotary_factor", "rotary_pct", "head_dim"),
 }
 """Llama's name of a setting -> what other model types call it."""
+NOT_READ = frozenset(
+    {"quantization_config", "num_labels", "id2label", "label2id", "dtype", "torch_dtype"}
+)
+MOST_LAYERS, MOST_PAIRS = 10_000, 1 << 16
 SCALED = ("rope_type", "factor", "low_freq_factor", "high_freq_factor",
           "original_max_position_embeddings")  # fmt: skip
 Facts = Mapping[str, Any]
@@ -38,8 +42,10 @@ def as_transformers(config: Mapping[str, Any]) -> Any:
     import transformers
     from transformers import AutoConfig
 
-    given = {key: value for key, value in config.items() if key != "quantization_config"}
-    kind = given.pop("model_type", None)
+    given = {key: value for key, value in config.items() if key not in NOT_READ}
+    kind, layers = given.pop("model_type", None), given.get("num_hidden_layers", 1)
+    if isinstance(layers, int) and layers > MOST_LAYERS:  # transformers makes a list of them
+        raise refuse(f"num_hidden_layers is {layers}")
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
@@ -49,6 +55,18 @@ def as_transformers(config: Mapping[str, Any]) -> Any:
         raise refuse(f"transformers does not take the configuration: {first}") from None
     finally:
         transformers.logging.set_verbosity(before)
+
+
+def read(config: Mapping[str, Any]) -> tuple[Any, dict[str, Any], dict[str, Angles]]:
+    """(config, facts, angles); `Refused` where there is no making sense of it."""
+    found = as_transformers(config)
+    try:
+        settings_of(found)
+        return found, facts_of(found), angles_of(found)
+    except Refused:
+        raise
+    except Exception as fault:  # of values that no class checks
+        raise refuse(f"{type(fault).__name__}: {fault}") from None
 
 
 def facts_of(config: Any) -> dict[str, Any]:
@@ -122,6 +140,8 @@ def angles_of(config: Any) -> dict[str, Angles]:
 
 def _angles(config: Any, given: Facts, layer: str | None, *, long: bool = False) -> Angles:
     kind = given.get("rope_type") or "default"
+    if head_dim(config) > MOST_PAIRS:
+        raise refuse(f"head_dim is {head_dim(config)}")
     if kind == "default":
         dims = int(head_dim(config) * float(given.get("partial_rotary_factor") or 1))
         base = float(given["rope_theta"])

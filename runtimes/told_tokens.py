@@ -87,6 +87,8 @@ def _is_marker(token: int, source: ModelFiles) -> bool:
     """Whether a token is no plain text, so that formats may stop there, too: ends of turns."""
     if source.tokenizer is None or source.id_of("eos_token") == token:
         return True
+    if not 0 <= token < 1 << 32:
+        return False
     text = source.tokenizer.id_to_token(token)
     special = source.tokenizer.get_added_tokens_decoder()
     return token in special or (text is not None and text.endswith((">", "]")))

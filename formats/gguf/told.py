@@ -19,7 +19,7 @@ from qconvert.formats.gguf.told_rope import LONG, PLAIN, SHORT, angles_of
 from qconvert.formats.gguf.told_tokenizer import tokenizer_differences
 from qconvert.formats.source import Source
 from qconvert.formats.target import Reader
-from qconvert.formats.told import Told
+from qconvert.formats.told import Angles, Told
 
 STOPS = (
     "eos",
@@ -36,11 +36,16 @@ SIZES: Mapping[str, str] = {
 }
 """Name in config.json -> key below the architecture's."""
 TEMPLATE = "tokenizer.chat_template"
+LISTED: Mapping[str, tuple[type, ...]] = {
+    "tokenizer.ggml.tokens": (tuple, list), "tokenizer.ggml.merges": (tuple, list),
+    "tokenizer.ggml.token_type": (np.ndarray, list), "tokenizer.ggml.scores": (np.ndarray, list),
+}  # fmt: skip
+TEXTS = frozenset({"general.architecture", TEMPLATE, "tokenizer.ggml.model", "tokenizer.ggml.pre"})
 
 
 def told_of(reader: Reader, source: Source) -> Told:
     """What the file of `reader` says, and where its tokenizer is not the source's."""
-    keys = reader.metadata
+    keys = _sound(reader.metadata)
     texts = keys.get("tokenizer.ggml.tokens") or ()
     named = {name: _token(keys, name) for name in ("bos", "eos", *STOPS[1:])}
     named |= {"pad": _token(keys, "padding"), "unk": _token(keys, "unknown")}
@@ -49,19 +54,39 @@ def told_of(reader: Reader, source: Source) -> Told:
     tokens: dict[str, Any] = {
         **{f"{name}_token": named[name] for name in ("bos", "eos", "pad", "unk")},
         "eos_token_id": tuple(sorted(one for one in stops if one is not None)),
-        "add_bos_token": _flag(keys, "bos", texts),
-        "add_eos_token": _flag(keys, "eos", texts),
+        "add_bos_token": _flag(keys, "bos"),
+        "add_eos_token": _flag(keys, "eos"),
     }
-    model, dims = _model(reader, source)
+    model, dims = _model(keys, source)
     return Told(
         model=model,
         tokens=tokens,
         chat_template=keys.get(TEMPLATE),
         templates=dict(_named_templates(keys)),
-        angles=angles_of(lambda key: _own(keys, key), dims, _factors(reader)) if dims else {},
+        angles=_angles(keys, reader, dims) if dims else {},
         full=frozenset({"eos_token_id"} if all(named[name] is not None for name in STOPS) else ()),
         differs=tuple(tokenizer_differences(keys, source.folder)),
     )
+
+
+def _sound(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Without values of a kind that their keys never have."""
+    found: dict[str, Any] = {}
+    for key, value in metadata.items():
+        array = isinstance(value, np.ndarray) and value.size > 0 and not key.startswith("tokenizer")
+        if key in LISTED:
+            right = isinstance(value, LISTED[key])
+        elif key in TEXTS:
+            right = isinstance(value, str)
+        else:
+            right = array or isinstance(value, bool | int | str) or _is_finite(value)
+        if right:
+            found[key] = value
+    return found
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, float) and abs(value) < 1e300
 
 
 def _own(keys: Mapping[str, Any], key: str) -> Any:
@@ -69,9 +94,15 @@ def _own(keys: Mapping[str, Any], key: str) -> Any:
     return keys.get(f"{keys.get('general.architecture')}.{key}")
 
 
-def _model(reader: Reader, source: Source) -> tuple[dict[str, Any], int]:
+def _number(value: Any, default: float) -> float:
+    """A finite number above 0; `default` for all else, which no angle can be made of."""
+    if isinstance(value, int | float) and 0 < value < 1e30:
+        return float(value)
+    return default
+
+
+def _model(keys: Mapping[str, Any], source: Source) -> tuple[dict[str, Any], int]:
     """Sizes and switches; how many values of a head are rotated, 0 without a rope."""
-    keys = reader.metadata
 
     def get(key: str) -> Any:
         value = _own(keys, key)
@@ -137,7 +168,7 @@ def _token(keys: Mapping[str, Any], name: str) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _flag(keys: Mapping[str, Any], name: str, texts: Any) -> bool:
+def _flag(keys: Mapping[str, Any], name: str) -> bool:
     """Whether llama.cpp adds the token; without the key, as its kind of tokenizer has it."""
     value = keys.get(f"tokenizer.ggml.add_{name}_token")
     if value is not None:
@@ -145,6 +176,19 @@ def _flag(keys: Mapping[str, Any], name: str, texts: Any) -> bool:
     pieces = keys.get("tokenizer.ggml.model") == "llama"
     llama3 = keys.get("tokenizer.ggml.pre") in ("llama3", "llama-v3", "llama-bpe", "tekken")
     return name == "bos" and (pieces or llama3)
+
+
+def _angles(keys: Mapping[str, Any], reader: Reader, dims: int) -> dict[str, Angles]:
+    numbers = ("freq_base", "freq_base_swa", "scaling.factor", "scaling.attn_factor",
+               "scaling.original_context_length")  # fmt: skip
+
+    def get(key: str) -> Any:
+        value = _own(keys, key)
+        if value is None or key.removeprefix("rope.") not in numbers:
+            return value if isinstance(value, str | int) else None
+        return _number(value, 1.0)
+
+    return angles_of(get, dims, _factors(reader))
 
 
 def _factors(reader: Reader) -> dict[str, NDArray[np.float32]]:

@@ -32,9 +32,8 @@ def angles_of(get: Get, dims: int, tensors: Mapping[str, NDArray[np.float32]]) -
     if kind in ("linear", "yarn"):
         factor = float(get("rope.scaling.factor") or 1.0)
         if kind == "yarn":
-            original = int(
-                get("rope.scaling.original_context_length") or get("context_length") or 1
-            )
+            said = get("rope.scaling.original_context_length") or get("context_length")
+            original = int(said) if isinstance(said, int | float) and said >= 1 else 1
             plain = _yarn(plain, base, dims, factor, original)
             scale *= 1.0 + 0.1 * math.log(factor) if factor > 1 else 1.0
         else:
@@ -62,6 +61,9 @@ def _divided(plain: Floats, factors: NDArray[np.float32] | None) -> Floats:
 
 def _yarn(plain: Floats, base: float, dims: int, factor: float, original: int) -> Floats:
     """Each frequency between its own and its stretched value (arXiv 2309.00071)."""
+
+    if base == 1:
+        return plain
 
     def pair(turns: float) -> float:
         return dims * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))

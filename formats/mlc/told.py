@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer as Tokens
-
+from qconvert.formats.checkpoint_files import read_json_object
 from qconvert.formats.mlc.architectures import ARCHITECTURES, Architecture
 from qconvert.formats.mlc.chat import _bos, derive, verify
 from qconvert.formats.mlc.template import read_template
@@ -46,13 +45,12 @@ def told_of(config: Mapping[str, Any], folder: Path, source: Source) -> Told:
     model["model_type"] = config.get("model_type")
     template = _object(config, "conv_template")
     stops = template.get("stop_token_ids")
-    tokens: dict[str, Any] = {
-        "eos_token_id": tuple(sorted(stops)) if isinstance(stops, list) else ()
-    }
+    tokens: dict[str, Any] = {"eos_token_id": tuple(sorted(_ids(stops)))}
     prompts = _prompts(template, folder, source)
     if prompts is None or not (prompts.without_system or prompts.with_system):
         tokens["add_bos_token"] = bool(template.get("system_prefix_token_ids"))
-    reach = model.get("sliding_window") or 0
+    reach = model.get("sliding_window")
+    reach = reach if isinstance(reach, int) else 0
     return Told(
         model=model,
         tokens=tokens,
@@ -68,6 +66,11 @@ def told_of(config: Mapping[str, Any], folder: Path, source: Source) -> Told:
 def _object(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     found = fields.get(name)
     return found if isinstance(found, Mapping) else {}
+
+
+def _ids(value: Any) -> list[int]:
+    listed = value if isinstance(value, list) else []
+    return [one for one in listed if isinstance(one, int) and not isinstance(one, bool)]
 
 
 def _held(name: str, arch: Architecture) -> bool:
@@ -124,7 +127,7 @@ def _prompts(template: Mapping[str, Any], folder: Path, source: Source) -> Promp
     def render(turns: Sequence[Turn], system: str | None) -> str | None:
         try:
             return texts + joined(template, turns, system)
-        except (KeyError, TypeError, AttributeError, IndexError):
+        except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError):
             return None
 
     return Prompts(render, *equal)
@@ -132,13 +135,15 @@ def _prompts(template: Mapping[str, Any], folder: Path, source: Source) -> Promp
 
 def _texts(ids: Any, folder: Path) -> str:
     """Of the tokens that a prompt begins with."""
-    if not isinstance(ids, list) or not ids:
+    if not _ids(ids):
         return ""
     try:
-        tokens = Tokens.from_file(str(folder / "tokenizer.json"))
-    except Exception:  # the library raises nothing more specific
+        told = read_json_object(folder / "tokenizer.json", "")
+        texts = {id: str(text) for text, id in told["model"]["vocab"].items()}
+        texts |= {one["id"]: str(one["content"]) for one in told["added_tokens"]}
+        return "".join(texts.get(one, "") for one in _ids(ids))
+    except (Refused, KeyError, TypeError, AttributeError):
         return ""
-    return "".join(tokens.id_to_token(one) or "" for one in ids if isinstance(one, int))
 
 
 def joined(template: Mapping[str, Any], turns: Sequence[Turn], system: str | None) -> str:

@@ -94,6 +94,7 @@ def _of_graph(graph: Graph, heads: Sequence[NodeProto]) -> dict[str, list[Any]]:
 
 def _one(values: list[Any], beside: Any) -> Any:
     """One value, or all that there are where nodes, and the configuration, do not agree."""
+    beside = beside if isinstance(beside, int | float | str) else None
     each = list(dict.fromkeys([*values, *([] if beside is None else [beside])]))
     return each[0] if len(each) == 1 else tuple(each)
 
