@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,10 @@ from qconvert.formats.refusal import Reason, Refused, raise_if_any, refuse
 from qconvert.formats.source import Source
 from qconvert.formats.target import StoredTensor
 from qconvert.formats.told import Told
+
+OWN_HEAD = "output.weight"
+HEAD = "lm_head.weight"
+"""A head that the model ties to its embedding, where the file has one of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +56,12 @@ class GgufReader:
 
     def weights(self, source: Source) -> Mapping[str, NDArray[np.float32]]:
         """Checkpoint name -> values, decoded one at a time; `Refused` where the file is of another
-        model."""
-        placed = _first_of_each(read_model(source).tensors)
+        model. A tied model whose file has a head of its own (a rotation unties it) has both."""
+        model = read_model(source)
+        placed = _first_of_each(model.tensors)
+        if source.tied and not model.arch.head_required and OWN_HEAD in self.tensors:
+            table = next(one for one in placed.values() if one.category == "embedding")
+            placed[HEAD] = replace(table, name=OWN_HEAD)
         raise_if_any([reason for one in placed.values() for reason in self._faults(one)])
         return _Weights(self, placed)
 

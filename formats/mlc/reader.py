@@ -26,6 +26,8 @@ from qconvert.formats.target import StoredTensor
 from qconvert.formats.told import Told
 
 CONFIG = "mlc-chat-config.json"
+HEAD = "lm_head.weight"
+"""A head that the model ties to its embedding, where the folder has one of its own."""
 Floats = NDArray[np.float32]
 _TURNS = Keys({"stop_token_ids": Each(WHOLE), "stop_str": TEXTS})
 TOLD = Keys({"conv_template": maybe(TEXT, _TURNS)})
@@ -95,8 +97,8 @@ class _Weights(Mapping[str, Floats]):
 
     def __getitem__(self, name: str) -> Floats:
         values = self._reader.rows(*self._parts[name])
-        tensor = self._tensors[name]
-        if tensor.role in NORMS and tensor.part == "weight":
+        tensor = self._tensors.get(name)
+        if tensor is not None and tensor.role in NORMS and tensor.part == "weight":
             values = values - np.float32(self._reader.arch.norm_add)
         return values
 
@@ -245,10 +247,11 @@ def _parts(
         rows[whole] = start + one.shape[0]
         cols.setdefault(whole, one.shape[1:])
         parts[one.name] = (whole, start, rows[whole])
-    if source.tied and arch.head == "always":
-        head = f"{arch.prefix}lm_head.weight"
+    head = f"{arch.prefix}{HEAD}"
+    if source.tied and (arch.head == "always" or (arch.head == "own" and head in tensors)):
         embedding = next(one for one in source.tensors if one.role == "embedding")
         rows[head], cols[head] = embedding.shape[0], embedding.shape[1:]
+        parts[HEAD] = (head, 0, embedding.shape[0])
     reasons = []
     for whole, count in rows.items():
         stored, shape = tensors.get(whole), (count, *cols[whole])

@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 
 from qconvert.formats.refusal import refuse
 from qconvert.formats.source import Source
-from qconvert.runtimes.second.reading import Floats, Lazy
+from qconvert.runtimes.second.reading import HEAD, Floats, Lazy
 
 AT_ONCE = 1 << 20  # weights: what lies between bytes and values stays in the cache
+TWICE = frozenset({"gpt_neox"})
+"""Families whose head llama.cpp wants stored, also where it is the embedding."""
 ENDINGS = (".weight", ".bias")
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
 
@@ -71,6 +73,8 @@ def weights(path: Path, source: Source) -> Mapping[str, Floats]:
         if there is not None:
             found[tensor.name] = partial(_read, there, _undone(source.model_type, tensor.name),
                                          source.config)  # fmt: skip
+    if source.tied and source.model_type not in TWICE and "output.weight" in stored:
+        found[HEAD] = partial(_read, stored["output.weight"], None, source.config)
     return Lazy(found)
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from qconvert.formats.refusal import refuse
 from qconvert.formats.source import Source
-from qconvert.runtimes.second.reading import Floats, Lazy
+from qconvert.runtimes.second.reading import HEAD, Floats, Lazy
 
 _SCHEME = re.compile(r"q(?P<bits>[0-9])(?P<type>f16|bf16|f32)(?:_(?P<form>[0-9]))?")
 JOINED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -66,6 +66,9 @@ def weights(path: Path, source: Source) -> Mapping[str, Floats]:
         raise refuse(f"no group quantization is called {config['quantization']!r}")
     records = _records(path)
     shapes = {one.name: one.shape for one in source.tensors}
+    if source.tied:
+        table = next(one for one in source.tensors if one.name.endswith("embed_tokens.weight"))
+        shapes[HEAD] = table.shape
     found: dict[str, Callable[[], Floats]] = {}
     for name, shape in shapes.items():
         place = _place(name, shapes, records)

@@ -35,6 +35,10 @@ class Second(Protocol):
         ...
 
 
+HEAD = "lm_head.weight"
+"""The head of a model that ties it to its embedding, where a file has one of its own."""
+
+
 class Lazy(Mapping[str, Floats]):
     """Names -> values, each read when it is asked for, and not kept."""
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from qconvert.formats.discovery import offered
 from qconvert.formats.refusal import refuse
 from qconvert.formats.source import Source
-from qconvert.runtimes.second.reading import Floats, Lazy
+from qconvert.runtimes.second.reading import HEAD, Floats, Lazy
 from qconvert.runtimes.second.stored import FLOATS, Parts, opened
 
 Decoder = Callable[[str, Parts], Floats]
@@ -40,13 +40,13 @@ def weights(path: Path, source: Source) -> Mapping[str, Floats]:
     decoder = next((one for one in decoders if one is not None), None)
     modules = opened(path)
     found: dict[str, Callable[[], Floats]] = {}
-    for tensor in source.tensors:
-        module, _, part = tensor.name.rpartition(".")
+    for name in [*(one.name for one in source.tensors), *([HEAD] if source.tied else [])]:
+        module, _, part = name.rpartition(".")
         parts = modules.get(module, {})
         if part in parts and parts[part].dtype in FLOATS:
-            found[tensor.name] = parts[part].floats
+            found[name] = parts[part].floats
         elif parts and part == "weight":
-            found[tensor.name] = partial(_quantized, decoder, module, parts)
+            found[name] = partial(_quantized, decoder, module, parts)
     return Lazy(found)
 
 

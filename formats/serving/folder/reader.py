@@ -34,6 +34,8 @@ from qconvert.formats.told import Told
 
 CONFIG = "config.json"
 WEIGHT = ".weight"
+HEAD = "lm_head.weight"
+"""A head that the model ties to its embedding, where the folder has one of its own."""
 _CACHE = re.compile(r"\.(?P<block>\d+)\..*\.(?P<which>[kv])_scale$")
 
 
@@ -91,7 +93,8 @@ class FolderReader:
                     )
                 )
         raise_if_any(reasons)
-        return _Weights(self, tuple(tensor.name for tensor in source.tensors))
+        own = (HEAD,) if source.tied and HEAD in self.tensors else ()
+        return _Weights(self, (*(tensor.name for tensor in source.tensors), *own))
 
     def told(self, source: Source) -> Told:
         """What its small files say of the model."""

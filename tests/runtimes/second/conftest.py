@@ -90,6 +90,7 @@ class Headers:
     tensors: tuple[SourceTensor, ...]
     config: Mapping[str, Any]
     model_type: str = "llama"
+    tied: bool = False
 
 
 def headers(*names: str, model_type: str = "llama", **config: Any) -> Any:

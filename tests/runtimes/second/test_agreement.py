@@ -267,3 +267,14 @@ def test_a_target_without_a_second_reader_has_none(output: Output) -> None:
     made = output("onnx", None)
     assert second_weights("onnx", made.path, made.source) is None
     assert target_named("onnx").reader(made.path)
+
+
+@pytest.mark.parametrize(("to", "type"), [("gguf", "Q4_0"), ("vllm", "w4a16-g32"), ("mlc", None)])
+def test_a_head_that_a_rotation_has_untied_is_read(to: str, type: Any, output: Output) -> None:
+    """By its own name, also for the source that ties it: the reference computes with it."""
+    made = output(to, type, method="quarot+gptq", tie_word_embeddings=True)
+    ours, second = made.ours(), made.second()
+    assert "lm_head.weight" in set(ours)
+    assert not np.array_equal(ours["lm_head.weight"], ours["model.embed_tokens.weight"])
+    assert set(ours) == set(second)
+    assert disagreements(ours, second) == []

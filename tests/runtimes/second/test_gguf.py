@@ -71,7 +71,7 @@ def source() -> Any:
 
     def build(name: str, model_type: str, **config: Any) -> Any:
         tensor = SimpleNamespace(name=name, block=0)
-        return SimpleNamespace(tensors=(tensor,), model_type=model_type, config=config)
+        return SimpleNamespace(tensors=(tensor,), model_type=model_type, config=config, tied=False)
 
     return build
 

@@ -38,7 +38,7 @@ def test_every_scheme_is_read_as_we_read_it(
     plan = module.plan_of(container, scheme)
     path = module.write(plan, tmp_path / "out", samples.sample)
     names = [one.name for one in plan.tensors if len(one.shape) == 2]
-    source: Any = SimpleNamespace(tensors=[SimpleNamespace(name=name) for name in names])
+    source: Any = SimpleNamespace(tied=False, tensors=[SimpleNamespace(name=n) for n in names])
     ours, second = open_reader(path), second_weights("vllm", path, source)
     assert second is not None
     assert list(second) == names
