@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from qconvert.formats.checkpoint_files import read_json_object
+from qconvert.formats.model_shapes import CONFIG, MOST_TOKENS
 from qconvert.formats.refusal import Reason, raise_if_any, refuse
+from qconvert.formats.shapes import MOST
 from qconvert.models import FAMILIES, WRAPPERS, Family, config_problems
 
 _OUTER_WINS = (
@@ -40,6 +43,12 @@ def read_config(folder: Path) -> TextConfig:
         )
     fields = {"model_type": model_type, **_completed(family, fields)}
     reasons = [Reason(f"config.json: {problem}") for problem in config_problems(fields)]
+    reasons += [
+        Reason(f"config.json: {one.problem}") for one in islice(CONFIG.misfits(fields, ""), MOST)
+    ]
+    vocab = fields.get("vocab_size")
+    if isinstance(vocab, int) and vocab > MOST_TOKENS:
+        reasons.append(Reason(f"config.json: vocab_size is {vocab}: more than {MOST_TOKENS}"))
     raise_if_any([*_quantized(fields), *reasons])
     return TextConfig(model_type, family, fields, dropped)
 

@@ -6,7 +6,7 @@ anything. A key that is absent fits any shape but `required` ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
@@ -23,6 +23,10 @@ class Shape(Protocol):
     @property
     def wanted(self) -> str: ...
     def misfits(self, value: Any, where: str) -> Iterator[Reason]: ...
+    def all_fit(self, values: Collection[Any]) -> bool:
+        """True when all fit, found quickly: half a million merges are looked at. False is no
+        verdict."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,13 @@ class Plain:
         if not fits:
             yield _misfit(where, value, self.wanted)
 
+    def all_fit(self, values: Collection[Any]) -> bool:
+        if not set(map(type, values)) <= set(self.types):
+            return False
+        if not {int, float} & set(self.types) or not values:
+            return True
+        return self.least <= min(values) and max(values) <= self.most and self.types == (int,)
+
 
 @dataclass(frozen=True, slots=True)
 class Each:
@@ -57,8 +68,16 @@ class Each:
         if not isinstance(value, list) or len(value) != (self.length or len(value)):
             yield _misfit(where, value, self.wanted)
             return
-        for at, one in enumerate(value):
-            yield from self.one.misfits(one, f"{where}[{at}]")
+        if not self.one.all_fit(value):
+            for at, one in enumerate(value):
+                yield from self.one.misfits(one, f"{where}[{at}]")
+
+    def all_fit(self, values: Collection[Any]) -> bool:
+        if not set(map(type, values)) <= {list}:
+            return False
+        if self.length is not None and set(map(len, values)) - {self.length}:
+            return False
+        return self.one.all_fit([one for value in values for one in value])
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +91,12 @@ class Values:
         if not isinstance(value, Mapping):
             yield _misfit(where, value, self.wanted)
             return
-        for key, one in value.items():
-            yield from self.one.misfits(one, f"{where}.{key}")
+        if not self.one.all_fit(value.values()):
+            for key, one in value.items():
+                yield from self.one.misfits(one, f"{where}.{key}")
+
+    def all_fit(self, values: Collection[Any]) -> bool:
+        return not values
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +119,9 @@ class Keys:
             if key in value:
                 yield from shape.misfits(value[key], f"{where}.{key}" if where else key)
 
+    def all_fit(self, values: Collection[Any]) -> bool:
+        return not values
+
 
 @dataclass(frozen=True, slots=True)
 class Either:
@@ -113,6 +139,9 @@ class Either:
             # the only shape of the value's own kind knows better what is wrong inside of it
             inner = [one for (one,) in found if not one.problem.startswith(f"{where} is ")]
             yield inner[0] if len(inner) == 1 else _misfit(where, value, self.wanted)
+
+    def all_fit(self, values: Collection[Any]) -> bool:
+        return any(one.all_fit(values) for one in self.ones)
 
 
 TEXT = Plain("text", (str,))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -12,7 +11,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from qconvert.formats.careful import read_json_object
+from qconvert.formats.model_shapes import SETTINGS
 from qconvert.formats.refusal import refuse
+from qconvert.formats.shapes import check
+from qconvert.formats.tokenizer_library import load_tokenizer
 
 DEFAULT_TEXT = "wikitext-2-test.txt"  # see data/LICENSE.md
 
@@ -61,9 +64,9 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     if not path.exists():
         return None
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more specific
-        raise refuse(f"cannot read {path}: {error}") from error
+        tokenizer = load_tokenizer(path, "take the tokenizer.json of the model again")
+    except FileNotFoundError:
+        return None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -124,8 +127,6 @@ def _settings(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
     if not path.exists():
         return {}
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise refuse(f"{path} is not JSON: {error}") from error
-    return found if isinstance(found, dict) else {}
+    found = read_json_object(path, "correct it, or remove it")
+    check(found, SETTINGS, str(path), "correct it, or remove it")
+    return found

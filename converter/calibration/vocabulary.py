@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from qconvert.formats.careful import read_json_object
 from qconvert.formats.refusal import refuse
+from qconvert.formats.tokenizer_library import load_tokenizer
 
 SPARE = 64  # tokens at a cut that the text behind it might change
 
@@ -61,11 +62,9 @@ def read_vocabulary(folder: Path) -> Vocabulary:
             "add the tokenizer.json of the model, or take a data-free method: --method rtn",
         )
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more specific
-        raise refuse(
-            f"cannot read {path}: {error}", "take the tokenizer.json of the model again"
-        ) from error
+        tokenizer = load_tokenizer(path, "take the tokenizer.json of the model again")
+    except FileNotFoundError as error:
+        raise refuse(f"cannot read {path}: {error.strerror}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     settings = read_object(folder / "tokenizer_config.json")
@@ -76,11 +75,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """A JSON object, empty when there is no such file."""
     if not path.exists():
         return {}
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise refuse(f"{path} is not JSON: {error}", "correct it, or remove it") from error
-    return found if isinstance(found, dict) else {}
+    return read_json_object(path, "correct it, or remove it")
 
 
 def _prefix(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +10,14 @@ from typing import Any
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from qconvert.formats.careful import read_json_object, read_text
 from qconvert.formats.gguf.token_table import Findings
+from qconvert.formats.model_shapes import SETTINGS
+from qconvert.formats.shapes import check
 
+LARGEST = 1 << 20
+"""Characters of a template; long ones with tools have 20,000."""
+AGAIN = "correct it, or remove it"
 _GENERATION = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
 
 
@@ -23,10 +28,10 @@ def read_chat_templates(
     found = _from_settings(settings.get("chat_template"))
     found |= _from_json(folder / "chat_template.json")
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        found[path.stem] = path.read_text(encoding="utf-8")
+        found[path.stem] = read_text(path, LARGEST)
     single = folder / "chat_template.jinja"
     if single.is_file():
-        found["default"] = single.read_text(encoding="utf-8")
+        found["default"] = read_text(single, LARGEST)
     templates = {name: without_generation(text) for name, text in sorted(found.items())}
     for name, text in templates.items():
         _check(name, text, findings)
@@ -58,14 +63,18 @@ def _from_settings(value: Any) -> dict[str, str]:
 def _from_json(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    return _from_settings(json.loads(path.read_text(encoding="utf-8")).get("chat_template"))
+    settings = read_json_object(path, AGAIN)
+    check(settings, SETTINGS, str(path), AGAIN)
+    return _from_settings(settings.get("chat_template"))
 
 
 def _check(name: str, template: str, findings: Findings) -> None:
     environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
     try:
+        if len(template) > LARGEST:
+            raise TemplateError(f"it has {len(template):,} characters")
         environment.parse(template)
-    except TemplateError as error:
+    except Exception as error:  # a parser of others: RecursionError, ValueError of long numbers
         findings.refuse(
             f"the chat template {name!r} does not parse: {error}",
             "correct it, or remove it: the file then has no chat template",

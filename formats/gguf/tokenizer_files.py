@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qconvert.formats.careful import read_file, read_json_object
+from qconvert.formats.model_shapes import ADDED, GENERATION, SETTINGS, TOKENIZER
 from qconvert.formats.refusal import refuse
+from qconvert.formats.shapes import Shape, check
+
+AGAIN = "save the tokenizer again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,33 +54,28 @@ class TokenizerFiles:
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     """Read what is there; `Refused` when a file is not what its name says."""
-    definition = _json(folder / "tokenizer.json") or None
-    if definition is not None and not isinstance(definition.get("model"), Mapping):
-        raise refuse(f"{folder / 'tokenizer.json'} has no 'model'", "save the tokenizer again")
+    definition = _json(folder / "tokenizer.json", TOKENIZER) or None
     settings = {
-        **_json(folder / "special_tokens_map.json"),
-        **_json(folder / "tokenizer_config.json"),
+        **_json(folder / "special_tokens_map.json", SETTINGS),
+        **_json(folder / "tokenizer_config.json", SETTINGS),
     }
     model = folder / "tokenizer.model"
     return TokenizerFiles(
         folder,
         definition,
-        model.read_bytes() if definition is None and model.is_file() else None,
+        read_file(model) if definition is None and model.is_file() else None,
         settings,
-        _json(folder / "generation_config.json"),
-        _added(definition, settings, _json(folder / "added_tokens.json")),
+        _json(folder / "generation_config.json", GENERATION),
+        _added(definition, settings, _json(folder / "added_tokens.json", ADDED)),
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, shape: Shape) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise refuse(f"{path} cannot be read: {error}", "save the tokenizer again") from error
-    if not isinstance(content, dict):
-        raise refuse(f"{path} is not a JSON object", "save the tokenizer again")
+    content = read_json_object(path, AGAIN)
+    if content:
+        check(content, shape, str(path), AGAIN)
     return content
 
 
@@ -90,6 +89,9 @@ def _added(
     found = [AddedToken.parse(int(entry["id"]), entry) for entry in listed]
     known = {token.text for token in found}
     decoder = settings.get("added_tokens_decoder") or {}
+    odd = [id for id in decoder if not (id.isascii() and id.isdigit() and len(id) < 8)]
+    if odd:
+        raise refuse(f"tokenizer_config.json: added_tokens_decoder has the id {odd[0]!r}", AGAIN)
     for id, entry in decoder.items():
         if entry["content"] not in known:
             found.append(AddedToken.parse(int(id), entry))

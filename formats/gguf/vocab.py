@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from gguf import GGUFValueType
-from tokenizers import Tokenizer
 
 from qconvert.formats.gguf.bytelevel import (
     byte_level_vocabulary,
@@ -37,6 +36,7 @@ from qconvert.formats.gguf.token_table import (
 )
 from qconvert.formats.gguf.tokenizer_files import AddedToken, TokenizerFiles, read_tokenizer_files
 from qconvert.formats.refusal import raise_if_any, refuse
+from qconvert.formats.tokenizer_library import load_tokenizer
 
 _PHI3_KEEPS_SPACE = {"<unk>", "<s>", "<|endoftext|>"}
 _MARK_NOTE = (
@@ -149,10 +149,7 @@ def _encoder(files: TokenizerFiles, size: int | None, findings: Findings) -> _En
 
 def _check_loads(files: TokenizerFiles, findings: Findings) -> None:
     """The reference must read the same: `tokenizers` numbers added tokens by its own rule."""
-    try:
-        loaded = Tokenizer.from_file(str(files.folder / "tokenizer.json"))
-    except Exception as error:  # the library raises nothing more precise
-        raise refuse(f"tokenizers does not load tokenizer.json: {error}", SAVE_AGAIN) from error
+    loaded = load_tokenizer(files.folder / "tokenizer.json", SAVE_AGAIN)
     ids = {token.content: id for id, token in loaded.get_added_tokens_decoder().items()}
     for token in files.added:
         if ids.get(token.text, token.id) != token.id:

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qconvert.formats.careful import read_json
 from qconvert.formats.onnx.model import Model
-from qconvert.formats.refusal import Reason
+from qconvert.formats.refusal import Reason, Refused
 from qconvert.formats.source import Source
 
 CONFIG = "genai_config.json"
@@ -95,8 +96,8 @@ def _given(generation: Mapping[str, Any], key: str, default: Any) -> Any:
 def generation_config(folder: Path) -> Mapping[str, Any]:
     """generation_config.json; empty where there is none that can be read."""
     try:
-        found = json.loads((folder / GENERATION).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        found = read_json(folder / GENERATION)
+    except (OSError, Refused):
         return {}
     return found if isinstance(found, dict) else {}
 

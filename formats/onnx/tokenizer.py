@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qconvert.formats.careful import read_json
+from qconvert.formats.model_shapes import TOKENIZER
+from qconvert.formats.refusal import Refused
+
 NAME = "tokenizer.json"
 RESPELLED = (
     "tokenizer.json spells its steps Digits and ByteLevel as regular expressions, with the same"
@@ -48,10 +52,10 @@ def tokenizer_notes(path: Path) -> Iterator[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(path)
+    except (OSError, Refused):
         return {}  # refused, or told, where it is read in earnest
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and not any(TOKENIZER.misfits(found, "")) else {}
 
 
 def _steps(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
