@@ -115,6 +115,9 @@ def _verdict(report: CheckReport) -> Text:
     for reason in report.reasons:
         if reason not in told:
             line.append(f"\n  - {reason}", style="not bold default")
+    for judgement in report.judgements:
+        if judgement.verdict == "INCONCLUSIVE":
+            line.append(f"\n  ? {judgement.told}", style="not bold default")
     for loader in report.loaders:
         if not loader.problems:
             line.append(f"\n  + {loader.label}{_taken(loader)}", style="not bold default")
