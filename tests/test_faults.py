@@ -218,8 +218,8 @@ def line(**own: Any) -> dict[str, Any]:
     arm = {"verdict": "FAIL", "detected": True, "right_first": True, "right_any": True,
            "kl": 0.1, "ratio": 1.2}  # fmt: skip
     return {"kind": "fault", "fault": "f", "good": "gguf/Q4_0", "format": "gguf", "model": "main",
-            "source": "s", "unchanged": False, "good_ratio": 1.1, "arms": {"source": arm},
-            **own}  # fmt: skip
+            "source": "s", "unchanged": False, "still": False, "good_ratio": 1.1,
+            "arms": {"source": arm}, **own}  # fmt: skip
 
 
 def test_the_summary_counts() -> None:

@@ -25,7 +25,7 @@ class Fault:
     """Damages an `Output`; the names of which a right diagnosis gives one. `Inapplicable` where
     this output has no room for it."""
     on: tuple[str, ...]  # names of good outputs: `planting.goods`
-    numbers: bool = True  # what the file computes must change
+    numbers: bool = True  # what a runtime computes must change
     storage: bool = False  # bytes rot after writing: checksums stay those of the good file
 
 

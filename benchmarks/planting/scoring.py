@@ -55,6 +55,7 @@ def summary(lines: Iterable[Line]) -> dict[str, Any]:
         "faults": len({one["fault"] for one in cases}), "cases": len(cases),
         "crashed": sum(one["arms"]["source"]["verdict"] == "CRASHED" for one in cases),
         "unchanged": sorted(f"{one['fault']} ({one['good']})" for one in cases if one["unchanged"]),
+        "still": sorted(f"{one['fault']} ({one['good']})" for one in cases if one["still"]),
         "false_alarms": {**_share(goods, lambda one: one["arms"]["source"]["verdict"] != "PASS"),
                          "which": [one["good"] for one in goods
                                    if one["arms"]["source"]["verdict"] != "PASS"]},
