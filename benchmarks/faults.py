@@ -118,7 +118,7 @@ class Bench:
         }
         work = self.options.folder / "good" / (name.replace("/", "-") + ".work")
         if work.exists():
-            arms["work"] = checker.against_work(files.path, target, work)
+            arms["work"] = checker.against_work(files.path, target, work).joined(found)
         return {
             "kind": "fault", "fault": fault.name, "about": fault.about, "source": fault.source,
             "good": name, "format": target, "model": model, "method": self.options.method,
@@ -232,6 +232,12 @@ def lines(options: Options, todo: Sequence[Task], jobs: int) -> Iterator[Line]:
             bench = Bench(options, stack)
             yield from (line for task in todo if (line := perform(bench, task)))
         return
+    with ExitStack() as stack:  # made once, before processes share them
+        bench = Bench(options, stack)
+        for name in dict.fromkeys(name for fault, name in todo if fault):
+            bench.good(name)
+        for model in dict.fromkeys(name.partition("@")[2] for fault, name in todo if not fault):
+            bench.model(model)
     parts = [todo[at : at + 8] for at in range(0, len(todo), 8)]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         for found in pool.map(partial(_part, options), parts):

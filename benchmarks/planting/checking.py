@@ -37,6 +37,14 @@ class Checked:
     def detected(self) -> bool:
         return self.verdict not in ("PASS", "CRASHED")
 
+    def joined(self, other: Checked) -> Checked:
+        """What both together tell, this one first."""
+        verdict = self.verdict if self.detected else other.verdict
+        return Checked(
+            verdict, self.culprits + other.culprits, self.reasons + other.reasons,
+            other.kl, other.ratio, self.seconds + other.seconds,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Asking:

@@ -63,8 +63,10 @@ def summary(lines: Iterable[Line]) -> dict[str, Any]:
     for arm in ARMS:
         having = [one for one in cases if arm in one["arms"]]
         caught = [one for one in having if one["arms"][arm]["detected"]]
-        found[arm] = {
-            "detected": _share(having, lambda one, arm=arm: one["arms"][arm]["detected"]),
+        found[arm] = {"detected": _share(having, lambda one, arm=arm: one["arms"][arm]["detected"])}
+        if arm == "manifest":  # it names files, never what is wrong in them
+            continue
+        found[arm] |= {
             "right_first": _share(caught, lambda one, arm=arm: one["arms"][arm]["right_first"]),
             "right_any": _share(caught, lambda one, arm=arm: one["arms"][arm]["right_any"]),
         }  # fmt: skip
