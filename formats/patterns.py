@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from functools import lru_cache
 from re import _constants as codes  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
@@ -29,10 +30,12 @@ def pattern_of(text: str) -> re.Pattern[str]:
     try:
         if len(text) > LONGEST:
             raise ValueError(f"it has {len(text):,} characters")
-        ways, repeats = _ways(parser.parse(text), within=False)
-        if repeats > 8 or ways * LENGTH**repeats // math.factorial(repeats) > MOST_WAYS:
-            raise ValueError("it could take very long")
-        return re.compile(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what a later Python will read otherwise
+            ways, repeats = _ways(parser.parse(text), within=False)
+            if repeats > 8 or ways * LENGTH**repeats // math.factorial(repeats) > MOST_WAYS:
+                raise ValueError("it could take very long")
+            return re.compile(text)
     except (re.error, ValueError, OverflowError, RecursionError) as fault:
         shown = text if len(text) <= 80 else f"{text[:80]}..."
         raise refuse(f"the pattern {shown!r} is not used: {fault}",

@@ -7,6 +7,7 @@ first.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 from pathlib import Path
@@ -48,6 +49,10 @@ def _try(content: bytes) -> None:
     """Of the child: never returns, and runs nothing of what the parent would at its end."""
     found = _RAISES
     try:
+        import resource
+
+        faulthandler.disable()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(PATIENCE)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,10 +54,13 @@ class Found:
 def read_index(folder: Path) -> tuple[dict[str, Found], tuple[Path, ...]]:
     """Stored tensors by name, and the files that were read: shards, then indices. `Refused` with
     every fault that is found."""
-    indices = [folder / name for name in INDICES if (folder / name).is_file()]
+    indices = [folder / name for name in INDICES if os.path.lexists(folder / name)]
     if not indices:
         raise refuse(f"no {INDICES[0]} in {folder}", "an MLC folder holds one")
-    texts = [read_file(path) for path in indices]
+    try:
+        texts = [read_file(path) for path in indices]
+    except FileNotFoundError as fault:
+        raise refuse(f"{fault.filename} cannot be read: {fault.strerror}", AGAIN) from None
     reasons = [
         Reason(f"{path.name} says something else than {indices[0].name}", AGAIN)
         for path, text in zip(indices[1:], texts[1:], strict=True)

@@ -138,7 +138,8 @@ def _external(
 ) -> tuple[NDArray[np.uint8], tuple[str, int]]:
     told = {one.key: one.value for one in tensor.external_data}
     location = told.get("location", "")
-    if not location or location != Path(location).name or "\\" in location:
+    plain = isinstance(location, str) and not set(location) & {"\\", "\0"}
+    if not plain or not location or location != Path(location).name:
         raise refuse(f"{path}: {tensor.name} lies outside the folder: {location!r}")
     try:
         offset = int(told.get("offset", 0))

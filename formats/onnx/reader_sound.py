@@ -43,6 +43,9 @@ _KINDS: Mapping[str, int] = {
 def check_graph(model: ModelProto) -> None:
     """`Refused` where the graph cannot be one."""
     nodes = model.graph.node
+    stored = (held.name for held in model.graph.initializer)
+    if not all(isinstance(one, str) for one in (model.producer_name, *stored)):
+        raise refuse("its names are not UTF-8")
     if len(nodes) > MOST_NODES:
         raise refuse(f"the graph has {len(nodes):,} nodes: at most {MOST_NODES:,} are read")
     raise_if_any(list(islice(_problems(nodes), SHOWN)))
@@ -55,10 +58,19 @@ def check_graph(model: ModelProto) -> None:
         raise refuse(f"node {nodes[cycle.args[1][0]].name!r} reads what is made of it") from None
 
 
+def _texts(node: NodeProto) -> Iterator[Any]:
+    """Of a field that is not UTF-8, the library gives bytes."""
+    yield from (node.name, node.op_type, *node.input, *node.output)
+    yield from (one.name for one in node.attribute)
+
+
 def _problems(nodes: Any) -> Iterator[Reason]:
     made: set[str] = set()
     attentions = 0
     for node in nodes:
+        if not all(isinstance(one, str) for one in _texts(node)):
+            yield Reason(f"node {node.name!r}: its names are not UTF-8")
+            continue
         if not node.output or not node.output[0]:
             yield Reason(f"node {node.name!r}, {node.op_type}, makes nothing")
             continue
