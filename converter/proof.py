@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from qconvert.formats.target import Target
     from qconvert.runtimes.check import Output
     from qconvert.runtimes.findings import BenchReport, CheckReport, Finding, Verdict
-    from qconvert.runtimes.gate.manifest import Manifest
+    from qconvert.runtimes.gate.recorded import Manifest
 
 Progress = Callable[[str, int, int], None]
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from xml.etree import ElementTree as ET
 
 import numpy as np
 
@@ -52,3 +56,37 @@ def test_rope_order_is_undone() -> None:
     rows = np.arange(8, dtype=np.float32)[:, None] * np.ones((1, 3), np.float32)
     order = load("make_models").halves_order(rows, heads=2)[:, 0]
     assert order.tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
+def test_release_check(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """As a serving team's CI runs it: PASS, and FAIL by the same files with a stricter gate."""
+    program = tmp_path / "bin" / "qconvert"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m qconvert "$@"\n', "utf-8")
+    program.chmod(0o755)
+    path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+    gates, reports = tmp_path / "gates.toml", tmp_path / "reports"
+
+    def release(most: float) -> int:
+        gates.write_text(f"max-kl = {most}\n", "utf-8")
+        words = [tiny_model("llama"), tmp_path / "out.gguf", reports, "--method", "rtn"]
+        done = subprocess.run(
+            ["bash", EXAMPLES / "release" / "release.sh", *words],
+            env={**os.environ, "PATH": path, "GATES": str(gates)}, check=False,
+        )  # fmt: skip
+        return done.returncode
+
+    assert release(5.0) == 0
+    names = ["check.html", "check.json", "check.xml", "manifest.json"]
+    assert sorted(one.name for one in reports.iterdir()) == names
+    assert (
+        json.loads((reports / "manifest.json").read_text("utf-8"))["checked"]["verdict"] == "PASS"
+    )
+    assert release(1e-9) == 1
+    assert ET.parse(reports / "check.xml").getroot().find(".//failure") is not None
+
+
+def test_release_gates_are_gates() -> None:
+    from qconvert.runtimes.gate.gates import read_gates
+
+    assert read_gates(EXAMPLES / "release" / "gates.toml").max_size == 120e6
