@@ -15,7 +15,8 @@ from qconvert.runtimes.diagnosis.case import Case, Explanation, Floats
 from qconvert.runtimes.diagnosis.diagnose import diagnosed
 from qconvert.runtimes.diagnosis.hypotheses.scales import wrong_scales
 from qconvert.runtimes.diagnosis.hypotheses.vectors import vector_problem
-from qconvert.runtimes.diagnosis.statistics import TINY, Sums, statistics_of, sums_of
+from qconvert.runtimes.diagnosis.statistics import statistics_of
+from qconvert.runtimes.diagnosis.sums import TINY, Sums, sums_of
 from qconvert.runtimes.diagnosis.tensor_error import TensorError
 from qconvert.runtimes.diagnosis.usual import Seen, alone, unlike
 from qconvert.runtimes.findings import Finding
@@ -46,6 +47,9 @@ UP_TO_SCALE = (
 NOT_COMPARED = f"{FOLDED} tensors cannot be compared with the source one by one; the logits decide"
 
 MOST_DIAGNOSED = 24  # tensors in a row of which nothing is known but that they are wrong
+ALIKE = 0.7  # correlation of a norm's factors with those of the columns that read it
+SHARE_OFF = 0.4  # by which one may have grown less or more than the other, in shares
+LEVEL_OFF = 0.06  # and by which their means may differ
 KNOWN = 0.9  # of a tensor is left open by what is no explanation
 
 
@@ -162,7 +166,7 @@ class WeightCheck:
             )
 
     def _look(self, case: Case) -> _Looked:
-        """As it is. In a file that may be folded, what is wrong is looked for when that is known."""
+        """As it is; what is wrong with it, in a file that may be folded, is not asked yet."""
         by_row, by_group = sums_of(case)
         found = _Looked(_error(case.name, by_row.ee, by_row.ss, self._limit), case.tensor.role)
         if found.error.ok or not self._norms:
@@ -248,10 +252,17 @@ def _up_to_factor(by_row: Sums) -> tuple[NDArray[np.float64], NDArray[np.float64
 
 def _explains(factor: NDArray[np.float64], columns: NDArray[np.float64]) -> bool:
     """Whether a linear's columns have grown by `factor` rather than not at all: a norm that was
-    changed alone is a fault."""
+    changed alone is a fault. Of small factors most is noise: there, that they go together decides.
+    """
     off = float(np.square(columns / factor - 1).mean())
     still = float(np.square(columns - 1).mean())
-    return off < 0.25 * still
+    if off < 0.25 * still:
+        return True
+    spread, grown = factor - factor.mean(), columns - columns.mean()
+    share = float(spread @ grown) / max(float(spread @ spread), TINY)
+    alike = float(spread @ grown) / max(math.sqrt(float(spread @ spread) * (grown @ grown)), TINY)
+    level = float((columns / factor).mean())
+    return alike > ALIKE and abs(share - 1) < SHARE_OFF and abs(level - 1) < LEVEL_OFF
 
 
 def matrix_limit(reader: Reader) -> float:

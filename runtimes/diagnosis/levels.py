@@ -1,7 +1,7 @@
 """Do the stored codes stand for the levels nearest to the source? Seen from the values alone.
 
-Values that lie together in a row share a scale, whatever the format, so that each could have had the
-level of any other. Rounding to nearest never leaves a value further from its source than from a
+Values that lie together in a row share a scale, whatever the format, so that each could have had
+the level of any other. Rounding to nearest never leaves a value further from its source than from a
 level beside it. Error feedback does, by choice, but seldom passes over a level.
 """
 
@@ -27,19 +27,28 @@ class Levels:
     moved: float  # share of them to whose source a level beside them is closer
     passed: float  # share whose source lies on the far side of such a level
     shifted: float  # share of groups whose values are all off alike, by SHIFTED of a level or more
+    crowded: float  # the largest share that was passed over in one group
 
 
-def levels_of(case: Case) -> Levels:
-    """Of LOOKED values, about; all zero where rows are shorter than a group."""
+def levels_of(case: Case, picked: NDArray[np.intp] | None = None) -> Levels:
+    """Of the `picked` rows, by default some LOOKED values spread over the tensor; all zero where
+    rows are shorter than a group."""
     rows, columns = case.here.shape
-    picked = np.arange(0, rows, max(1, case.here.size // LOOKED))
+    if picked is None:
+        picked = np.arange(0, rows, max(1, case.here.size // LOOKED))
     columns -= columns % TOGETHER
-    if not columns:
-        return Levels(0, 0.0, 0.0, 0.0)
+    if not columns or not len(picked):
+        return Levels(0, 0.0, 0.0, 0.0, 0.0)
     here = case.here[picked, :columns].reshape(-1, TOGETHER)
     there = case.picked(picked)[:, :columns].reshape(-1, TOGETHER)
     moved, passed = _moved(here, there)
-    return Levels(here.size, float(moved.mean()), float(passed.mean()), _shifted(here, there))
+    return Levels(
+        here.size,
+        float(moved.mean()),
+        float(passed.mean()),
+        _shifted(here, there),
+        float(passed.mean(-1).max()),
+    )
 
 
 def _moved(here: Floats, there: Floats) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

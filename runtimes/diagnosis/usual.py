@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qconvert.runtimes.diagnosis.statistics import COLUMNS, Statistics
+from qconvert.runtimes.diagnosis.statistics import Part, Statistics
+from qconvert.runtimes.diagnosis.sums import COLUMNS
 
 PEERS = 4  # fewer tensors of a role tell nothing of what is usual
 
@@ -26,8 +27,8 @@ ROW_OVER, COLUMN_OVER, OVER_ERROR = 12.0, 15.0, 0.1  # 3.9 and 4.5 were met
 GROUPS = 0.01  # share of groups that a factor would mend: 0.0013 was met
 
 FACTOR_STILL = 0.003
-"""Of a scale beside the peers' in a file that was rounded to nearest, where values are moved: 0.0027
-was met (Q2_K), and no moved values with it."""
+"""Of a scale beside the peers', in a file that was rounded to nearest, where values are moved:
+0.0027 was met (Q2_K), and no moved values with it."""
 FACTOR_FINE, FINE = 0.003, 0.02
 """The same where the peers' usual error is below FINE: 0.0005 was met. Levels lie too close there
 to see values that are moved."""
@@ -38,6 +39,9 @@ PASSED, PASSED_OF_MOVED = 5e-4, 0.3
 """Share of values that were passed over, and of them among the moved. Error feedback: 0.20."""
 PASSED_FED, PASSED_OVER = 0.02, 2.5
 """The same in a file with error feedback: 0.0175 was met, less than twice what nine in ten have."""
+
+FEW = 1e-3  # share of moved values of a tensor that is wrong in a group or two
+CROWDED = 0.125  # of the values of a group: none was met where values were rounded to nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,29 +65,31 @@ def alone(found: Statistics) -> str:
         return (
             f"has wrong scales: a factor of its own would mend each of {local.rescaled_rows} rows"
         )
+    if local.dead_groups > GROUPS:
+        return f"is zero in {local.dead_groups:.1%} of its groups of {COLUMNS} columns in a row"
     if local.rescaled_groups > GROUPS:
         return (
             f"has wrong scales: a factor of its own would mend each of {local.rescaled_groups:.1%}"
             f" of the groups of {COLUMNS} columns in a row"
         )
-    if local.row_over > ROW_OVER and local.row_error > OVER_ERROR:
-        return (
-            f"has a bad row: row {local.row} is off by {local.row_error:.0%},"
-            f" {local.row_over:.0f} times as much as the usual row"
-        )
-    if local.column_over > COLUMN_OVER and local.column_error > OVER_ERROR:
-        return (
-            f"has bad columns: {local.column} to {local.column + COLUMNS - 1} are off by"
-            f" {local.column_error:.0%}, {local.column_over:.0f} times as much as the usual ones"
-        )
+    for part, most, where in (
+        (local.row, ROW_OVER, f"row {local.row.row}"),
+        (local.columns, COLUMN_OVER, f"columns {_columns(local.columns)}"),
+    ):
+        if part.over > most and part.error > OVER_ERROR:
+            return f"is off by {part.error:.0%} in {where}, {part.over:.0f} times as much as usual"
     return ""
+
+
+def _columns(part: Part) -> str:
+    return f"{part.column} to {part.column + COLUMNS - 1}"
 
 
 def unlike(seen: Sequence[Seen]) -> Iterator[tuple[str, str]]:
     """(name, what is wrong) of those that differ from their peers."""
     for at, one in enumerate(seen):
         others = [other for number, other in enumerate(seen) if number != at]
-        problem = _scale(one, others) or _codes(one, others)
+        problem = _scale(one, others) or _codes(one, others) or _group(one, others)
         if problem:
             yield one.name, problem
 
@@ -113,13 +119,14 @@ def _scale(one: Seen, others: Sequence[Seen]) -> str:
     if fine:
         limit = max(FACTOR_FINE, FED_OVER * usual)
     elif _still(others):
-        limit = FACTOR_STILL if one.found.levels.moved > STILL else np.inf
+        limit = FACTOR_STILL if one.found.levels.moved > STILL else FACTOR_FED
     else:
         limit = max(FACTOR_FED, FED_OVER * usual)
     if abs(found) <= limit:
         return ""
+    times = (one.found.slope / slope / (one.found.factor / factor)) ** 0.5
     return (
-        f"is {1 + found:.3f} times what it should be: a wrong scale ({len(peers)} tensors like it"
+        f"is {times:.3f} times what it should be: a wrong scale ({len(peers)} tensors like it"
         f" are within {usual:.2%})"
     )
 
@@ -136,4 +143,20 @@ def _codes(one: Seen, others: Sequence[Seen]) -> str:
     return (
         f"has wrong codes: {levels.moved:.2%} of its values stand further from the source than a"
         f" level beside them, {levels.passed:.2%} by a whole level (other tensors: {usual:.2%})"
+    )
+
+
+def _group(one: Seen, others: Sequence[Seen]) -> str:
+    """In a file that was rounded to nearest no value passes over a level; in the rows that are
+    furthest off, a group in which many do is wrong."""
+    found, suspect = one.found, one.found.suspect
+    if len(others) < PEERS or suspect.crowded < CROWDED or found.levels.moved > FEW:
+        return ""
+    usual = max(other.found.suspect.crowded for other in others)
+    if not _still(others) or usual > 0:
+        return ""
+    return (
+        f"has values that are off by whole levels, such as in columns"
+        f" {_columns(found.group)} of row {found.group.row}, off by {found.group.error:.0%}:"
+        " a wrong scale or wrong codes"
     )

@@ -32,6 +32,33 @@ def another(case: Case) -> Explanation | None:
     return Explanation(f"holds {found.name}", math.sqrt(max(1 - best**2, 0)))
 
 
+def another_reordered(case: Case) -> Explanation | None:
+    """One of the same block or role with its rows in some other order: the sizes of columns, which
+    do not depend on it, are as like as those of one tensor."""
+    here = _sizes(case.here)
+    found, best = None, SURE
+    for tensor in case.source.tensors:
+        if tensor.shape != case.tensor.shape or tensor.name == case.tensor.name:
+            continue
+        if tensor.block != case.tensor.block and tensor.role != case.tensor.role:
+            continue
+        likeness = float(
+            np.corrcoef(here, _sizes(case.source.rows(tensor, 0, tensor.shape[0])))[0, 1]
+        )
+        if likeness > best:
+            found, best = tensor, likeness
+    own = float(np.corrcoef(here, _sizes(case.there()))[0, 1])
+    if found is None or best < own + CLEARLY:
+        return None
+    left = math.sqrt(max(1 - best**2, 0))
+    return Explanation(f"holds {found.name}, with its rows in another order", left)
+
+
+def _sizes(rows: Floats) -> NDArray[np.float64]:
+    """By column: the sum of squares."""
+    return np.asarray(np.einsum("ij,ij->j", rows, rows, dtype=np.float64))
+
+
 def rows_of(case: Case, tensor: SourceTensor, picked: NDArray[np.intp]) -> Floats:
     """Some rows of any tensor of the source."""
     if tensor.transposed:

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from qconvert.runtimes.diagnosis.case import Case, Explanation
 from qconvert.runtimes.diagnosis.hypotheses.another import rows_of
-from qconvert.runtimes.diagnosis.statistics import COLUMNS, Sums, sums_of
+from qconvert.runtimes.diagnosis.sums import COLUMNS, Sums, sums_of
 
 MENDED = 0.6  # of the error may be left by a supposition that explains it
 FIT = 0.6  # and as much of the source
 OFF = 0.05  # a factor that is this far from the usual is off
 PICKED = 64  # rows by which the scales of another tensor are known again
+WIDER = (1, 2, 4, 8)  # groups that may share a scale, in COLUMNS
 SURE = 0.8  # correlation from which they are
 Values = NDArray[np.float64]
 
@@ -66,24 +67,28 @@ def _parts(what: str, sums: Sums, left: float) -> str:
 def _stale(case: Case) -> str:
     """Whose scales they are: factors that go with the ratio of another tensor's sizes to these."""
     picked = np.unique(np.linspace(0, len(case.here) - 1, PICKED).astype(np.intp))
-    own = _sizes(rows_of(case, case.tensor, picked))
-    factor = _sizes(case.here[picked]) - own
+    there = rows_of(case, case.tensor, picked)
     found, best = "", SURE
+    spans = [COLUMNS * times for times in WIDER if COLUMNS * times <= there.shape[1]]
+    own = {span: _sizes(there, span) for span in spans}
+    off = {span: _sizes(case.here[picked], span) - own[span] for span in spans}
     for tensor in case.source.tensors:
         if tensor.shape != case.tensor.shape or tensor.name == case.tensor.name:
             continue
-        ratio = _sizes(rows_of(case, tensor, picked)) - own
-        with np.errstate(invalid="ignore"):
-            likeness = float(np.corrcoef(factor.ravel(), ratio.ravel())[0, 1])
-        if likeness > best:
-            found, best = tensor.name, likeness
+        rows = rows_of(case, tensor, picked)
+        for span in spans:
+            ratio = _sizes(rows, span) - own[span]
+            with np.errstate(invalid="ignore"):
+                likeness = float(np.corrcoef(off[span].ravel(), ratio.ravel())[0, 1])
+            if likeness > best:
+                found, best = tensor.name, likeness
     return f"; they go with {found}" if found else ""
 
 
-def _sizes(rows: NDArray[np.float32]) -> Values:
+def _sizes(rows: NDArray[np.float32], span: int) -> Values:
     """Logarithms of the largest magnitude by group."""
-    whole = rows.shape[1] - rows.shape[1] % COLUMNS
-    largest = np.abs(rows[:, :whole]).reshape(len(rows), -1, COLUMNS).max(-1)
+    whole = rows.shape[1] - rows.shape[1] % span
+    largest = np.abs(rows[:, :whole]).reshape(len(rows), -1, span).max(-1)
     return np.asarray(np.log(np.maximum(largest, 1e-20)), np.float64)
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from qconvert.runtimes.diagnosis.case import Case, Explanation
-from qconvert.runtimes.diagnosis.statistics import sums_of
+from qconvert.runtimes.diagnosis.sums import sums_of
 
 UNRELATED = 0.2  # correlation below which two tensors have nothing in common
 HALF_LARGEST = 65504.0  # of float16
@@ -34,7 +34,7 @@ def not_finite(case: Case) -> Explanation | None:
 
 def zeros(case: Case) -> Explanation | None:
     """All of it, or rows at its end, or rows elsewhere, where the source's are not zero."""
-    dead = ~case.here.any(1)
+    dead = np.asarray(~case.here.any(1), np.bool_)
     if not dead.any():
         return None
     lost = np.zeros(len(dead), np.bool_)
