@@ -247,6 +247,7 @@ def _decoded(
     model = reference.from_weights(source, weights, threads=ruler.threads, seen=seen)
     if output.kept is not None:
         found.findings += differences(reader.weights(output.kept), output.kept)
+    found.findings += weighing.findings
     found.tensors.extend(weighing.errors)
     found.notes.extend([weighing.note] if weighing.note else [])
     roundings = roundings_of(ways, reader, ruler)

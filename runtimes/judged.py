@@ -113,7 +113,6 @@ class Judged:
             (
                 *found.findings,
                 *verdict.loader_problems(found.loaders),
-                *verdict.tensor_faults(found.tensors),
                 *verdict.token_faults(found.tokens),
                 *(
                     problem

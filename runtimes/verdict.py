@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 from qconvert.runtimes.findings import Finding, LoaderFacts, Noise, TokenParity
 from qconvert.runtimes.measure import Distance
-from qconvert.runtimes.weights import TensorError
 
 NOISE_FACTOR = 3.0
 """The runtime may add this many times what its rounding explains. Measured in llama.cpp (AVX-512)
@@ -14,29 +13,12 @@ on SmolLM2-135M and its wide twin, Q8_0, Q4_0, Q4_K_M, Q2_K: 0.95 to 1.02 times.
 alone would not do: a correct runtime adds 37 to 284 times the floor of a bfloat16 file there."""
 
 SMALLEST_LIMIT = 1e-6  # nats: where nothing is rounded, float32 and its order of summation remain
-SHOWN = 5
 
 
 def noise_limit(expected: Distance, floor: Distance | None) -> float:
     """Largest mean KL, in nats, that the runtime may add to the decoded file."""
     explained = expected.kl_mean + (floor.kl_mean if floor else 0.0)
     return max(NOISE_FACTOR * explained, SMALLEST_LIMIT)
-
-
-def tensor_faults(errors: Sequence[TensorError]) -> Iterator[Finding]:
-    """Tensors that are further from the source than their bits explain."""
-    wrong = sorted((error for error in errors if not error.ok), key=lambda error: -error.error)
-    for error in wrong[:SHOWN]:
-        yield Finding(
-            "bytes",
-            error.name,
-            f"{error.name} is not what the model holds: row {error.row} is off by"
-            f" {error.worst_row:.0%} (rounding explains at most {error.limit:.0%};"
-            f" whole tensor {error.error:.1%})",
-        )
-    if len(wrong) > SHOWN:
-        more = f"{len(wrong) - SHOWN} more tensors are not what the model holds"
-        yield Finding("bytes", wrong[SHOWN].name, more)
 
 
 def loader_problems(loaders: Sequence[LoaderFacts]) -> Iterator[Finding]:
