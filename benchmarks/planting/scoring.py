@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -99,7 +100,7 @@ def table(lines: Iterable[Line]) -> str:
         first = sum(one["arms"]["source"]["right_first"] for one in caught)
         any_ = sum(one["arms"]["source"]["right_any"] for one in caught)
         measured = [one["arms"]["source"]["kl"] for one in cases]
-        known = [one for one in measured if one is not None]
+        known = [one for one in measured if one is not None and math.isfinite(one)]
         moved = f"{min(known):.2g} to {max(known):.2g}" if known else "-"
         weak = sum(perplexity_says(one, GATES[0]) for one in cases)
         unseen = ", ".join(one["good"] for one in cases if not _found(one)) or "-"

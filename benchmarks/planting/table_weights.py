@@ -89,7 +89,7 @@ PLACES = (
           "jzhang38/TinyLlama#24; huggingface/transformers#31766", weights.rope_order,
           (*FOUR, *at("qwen2", "gguf/Q8_0"))),
     Fault("rope order by the wrong heads", "k permuted as if it had the heads of q",
-          "ggml-org/llama.cpp#3364", weights.rope_heads, ("gguf/Q4_0", "gguf/Q8_0")),
+          "ggml-org/llama.cpp#3364", weights.rope_heads, at("untied", "gguf/Q4_0", "gguf/Q8_0")),
     Fault("query heads tiled", "heads of grouped attention in another order", "traps D 12",
           weights.heads_order, FOUR),
     Fault("stale scales", "scales of another block", "traps P 4", codes.stale_scales, WIDER),
