@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn
 
 from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from qconvert.formats.rendering import Renderer
 from qconvert.formats.told import Prompts, Told, Turn
 from qconvert.runtimes.findings import Finding
 from qconvert.runtimes.told_files import DEFAULT, ModelFiles
 
 CULPRIT = "chat_template"
+DATE = "26 Jul 2024"  # of templates that ask for one
 TALKS: tuple[tuple[Turn, ...], ...] = (
     (("user", "Where does the river rise?"),),
     (("user", "Name three\nbirds."), ("assistant", "Wren, rook, kite."),
@@ -87,41 +86,28 @@ def _prompts(prompts: Prompts, source: ModelFiles) -> Iterator[str]:
 
 
 class Template:
-    """A chat template in jinja's sandbox, with what transformers gives it."""
+    """A chat template in jinja's sandbox and a process of its own, with what transformers gives
+    it."""
 
     def __init__(self, text: str, files: ModelFiles) -> None:
         self._text = text
+        self._renderers: dict[str | None, Renderer] = {}
         named = {name: files.text_of(name) for name in _SPECIAL}
         self._special = {name: text for name, text in named.items() if text is not None}
 
     def render(self, turns: Sequence[Turn], system: str | None) -> str | None:
-        """With the beginning of an answer; None where the template raises."""
+        """With the beginning of an answer; None where the template raises. `Refused` where it does
+        not end."""
         messages = [{"role": role, "content": said} for role, said in turns]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
-        for more in ({}, {"strftime_now": lambda _: "26 Jul 2024"}):
+        variables = {"messages": messages, "tools": None, "documents": None,
+                     "add_generation_prompt": True, **self._special}  # fmt: skip
+        for dates in (None, DATE):
+            if dates not in self._renderers:
+                self._renderers[dates] = Renderer(_plain(self._text), dates)
             try:
-                return str(
-                    _environment(more).from_string(_plain(self._text)).render(
-                        messages=messages, tools=None, documents=None,
-                        add_generation_prompt=True, **self._special,
-                    )
-                )  # fmt: skip
-            except Exception:  # whatever a template does
+                return self._renderers[dates].render(variables)
+            except TemplateError:
                 continue
         return None
-
-
-def _environment(more: Mapping[str, Any]) -> ImmutableSandboxedEnvironment:
-    found = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    found.filters["tojson"] = lambda value, indent=None, **_: json.dumps(
-        value, ensure_ascii=False, indent=indent
-    )
-    found.globals |= {"raise_exception": _fail, **more}
-    return found
-
-
-def _fail(message: str) -> NoReturn:
-    raise TemplateError(message)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
-from jinja2 import Template, TemplateError, nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import TemplateError
 
 from qconvert.calibration.documents import Document, Turn
 from qconvert.calibration.vocabulary import Vocabulary, read_object
+from qconvert.formats.careful import read_text
 from qconvert.formats.refusal import refuse
+from qconvert.formats.rendering import LONGEST_TEMPLATE, Renderer
 
 Render = Callable[[Sequence[Turn]], str]
 
@@ -25,21 +22,11 @@ TODAY = {"%Y": "2025", "%m": "01", "%d": "01", "%B": "January", "%b": "Jan", "%y
          "%A": "Wednesday", "%a": "Wed", "%H": "12", "%M": "00", "%S": "00"}  # fmt: skip
 
 
-class _Generation(Extension):
-    """transformers' {% generation %}: marks what the assistant said, and renders what is in it."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
 def chat_template(folder: Path, vocabulary: Vocabulary) -> Render:
     """From turns to the text of a chat; `Refused` when the model has no template, or a broken one.
 
-    The environment is jinja2's sandbox. A template that asks for the date is given a fixed one:
-    the same input must give the same rows on any day.
+    The environment is jinja2's sandbox, in a process of its own. A template that asks for the date
+    is given a fixed one: the same input must give the same rows on any day.
     """
     source = _source(folder, vocabulary)
     if source is None:
@@ -47,15 +34,9 @@ def chat_template(folder: Path, vocabulary: Vocabulary) -> Render:
             f"{folder} has no chat template, so --calib-chat cannot be served",
             "leave --calib-chat out, or add the model's chat_template.jinja",
         )
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=["jinja2.ext.loopcontrols", _Generation],
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals |= {"raise_exception": _fail, "strftime_now": _date}
+    renderer = Renderer(source, TODAY)
     try:
-        template = environment.from_string(source)
+        renderer.parse()
     except TemplateError as error:
         raise refuse(
             f"the chat template of {folder} does not parse: {error}",
@@ -64,7 +45,7 @@ def chat_template(folder: Path, vocabulary: Vocabulary) -> Render:
     special = vocabulary.special()
 
     def render(turns: Sequence[Turn]) -> str:
-        return _rendered(template, turns, special)
+        return _rendered(renderer, turns, special)
 
     return render
 
@@ -118,7 +99,7 @@ def _source(folder: Path, vocabulary: Vocabulary) -> str | None:
     """Jinja source: a file of its own, or the entry of tokenizer_config.json named "default"."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text("utf-8")
+        return read_text(file, LONGEST_TEMPLATE)
     for settings in (vocabulary.settings, read_object(folder / "chat_template.json")):
         found = settings.get("chat_template")
         if isinstance(found, list):
@@ -129,27 +110,7 @@ def _source(folder: Path, vocabulary: Vocabulary) -> str | None:
     return None
 
 
-def _rendered(template: Template, turns: Sequence[Turn], special: dict[str, str]) -> str:
+def _rendered(renderer: Renderer, turns: Sequence[Turn], special: dict[str, str]) -> str:
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-    try:
-        return template.render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=False, **special
-        )
-    except TemplateError:
-        raise
-    except Exception as error:  # whatever a template's own expressions raise: TypeError, KeyError
-        raise TemplateError(f"{type(error).__name__}: {error}") from error
-
-
-def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _fail(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _date(form: str) -> str:
-    for code, value in TODAY.items():
-        form = form.replace(code, value)
-    return form
+    return renderer.render({"messages": messages, "tools": None, "documents": None,
+                            "add_generation_prompt": False, **special})  # fmt: skip

@@ -13,10 +13,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from qconvert.formats.careful import read_json_object, read_text
 from qconvert.formats.gguf.token_table import Findings
 from qconvert.formats.model_shapes import SETTINGS
+from qconvert.formats.rendering import LONGEST_TEMPLATE
 from qconvert.formats.shapes import check
 
-LARGEST = 1 << 20
-"""Characters of a template; long ones with tools have 20,000."""
 AGAIN = "correct it, or remove it"
 _GENERATION = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
 
@@ -28,10 +27,10 @@ def read_chat_templates(
     found = _from_settings(settings.get("chat_template"))
     found |= _from_json(folder / "chat_template.json")
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        found[path.stem] = read_text(path, LARGEST)
+        found[path.stem] = read_text(path, LONGEST_TEMPLATE)
     single = folder / "chat_template.jinja"
     if single.is_file():
-        found["default"] = read_text(single, LARGEST)
+        found["default"] = read_text(single, LONGEST_TEMPLATE)
     templates = {name: without_generation(text) for name, text in sorted(found.items())}
     for name, text in templates.items():
         _check(name, text, findings)
@@ -71,7 +70,7 @@ def _from_json(path: Path) -> dict[str, str]:
 def _check(name: str, template: str, findings: Findings) -> None:
     environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
     try:
-        if len(template) > LARGEST:
+        if len(template) > LONGEST_TEMPLATE:
             raise TemplateError(f"it has {len(template):,} characters")
         environment.parse(template)
     except Exception as error:  # a parser of others: RecursionError, ValueError of long numbers

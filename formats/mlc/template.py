@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from dataclasses import dataclass, field
 
 from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from qconvert.formats.gguf.chat import read_chat_templates
 from qconvert.formats.gguf.token_table import Findings
 from qconvert.formats.mlc.conversation import Turn
 from qconvert.formats.mlc.tokenizer import Tokenizer
 from qconvert.formats.refusal import raise_if_any
+from qconvert.formats.rendering import Renderer
 
 _DATE = "26 Jul 2024"
+"""The same on any day: the same input gives the same bytes."""
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -26,23 +25,24 @@ class ChatTemplate:
 
     source: str
     special: Mapping[str, str]  # "bos_token" -> its text
+    _renderers: dict[str | None, Renderer] = field(default_factory=dict, repr=False, compare=False)
 
     def render(
         self, turns: Sequence[Turn], system: str | None = None, *, ask: bool = True
     ) -> str | None:
-        """The text of a conversation; None where the template raises, whatever it raises."""
+        """The text of a conversation; None where the template raises, whatever it raises. `Refused`
+        where it does not end."""
         messages = [{"role": role, "content": said} for role, said in turns]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
-        for names in ({}, {"strftime_now": _date}):  # most have a date of their own where none is
+        variables = {"messages": messages, "tools": None, "documents": None,
+                     "add_generation_prompt": ask, **self.special}  # fmt: skip
+        for dates in (None, _DATE):  # most have a date of their own where none is
+            if dates not in self._renderers:
+                self._renderers[dates] = Renderer(self.source, dates)
             try:
-                return str(
-                    _environment(names).from_string(self.source).render(
-                        messages=messages, tools=None, documents=None,
-                        add_generation_prompt=ask, **self.special,
-                    )
-                )  # fmt: skip
-            except Exception:
+                return self._renderers[dates].render(variables)
+            except TemplateError:
                 continue
         return None
 
@@ -56,25 +56,3 @@ def read_template(tokenizer: Tokenizer) -> ChatTemplate | None:
         return None
     texts = {name: tokenizer.files.text_of(name) for name in _SPECIAL}
     return ChatTemplate(found["default"], {name: text for name, text in texts.items() if text})
-
-
-def _environment(names: Mapping[str, Any]) -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals |= {"raise_exception": _fail, **names}
-    return environment
-
-
-def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _fail(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _date(_: str) -> str:
-    """The same on any day: the same input gives the same bytes."""
-    return _DATE
