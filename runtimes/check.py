@@ -37,6 +37,7 @@ from qconvert.runtimes.judged import Found, Judged, Way, open_ways
 from qconvert.runtimes.loader import Loader
 from qconvert.runtimes.loading import read_by
 from qconvert.runtimes.numbers import cache_notes, measure_layers, measure_windows, roundings_of
+from qconvert.runtimes.reach import scale_findings
 from qconvert.runtimes.runtime import Runtime
 from qconvert.runtimes.second.agreement import Kept, differences, disagreements
 from qconvert.runtimes.second.reading import second_weights
@@ -250,6 +251,7 @@ def _decoded(
     found.findings += weighing.findings
     found.tensors.extend(weighing.errors)
     found.notes.extend([weighing.note] if weighing.note else [])
+    found.findings += scale_findings(model, reader, source, ruler.pieces.tokens[0])
     roundings = roundings_of(ways, reader, ruler)
     found.notes.extend(cache_notes(ways, roundings))
     measure_windows(model, reader, ways, roundings, ruler, found, progress)
