@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from qconvert.formats.checkpoint_files import read_json_object
-from qconvert.formats.model_shapes import CONFIG, MOST_TOKENS
+from qconvert.formats.model_shapes import CONFIG, MOST_TOKENS, WHOLE_CONFIG
 from qconvert.formats.refusal import Reason, raise_if_any, refuse
-from qconvert.formats.shapes import MOST
+from qconvert.formats.shapes import MOST, check
 from qconvert.models import FAMILIES, WRAPPERS, Family, config_problems
 
 _OUTER_WINS = (
@@ -33,6 +33,7 @@ def read_config(folder: Path) -> TextConfig:
     """Parse `folder`/config.json; `Refused` with every reason when it cannot be served."""
     path = folder / "config.json"
     raw = read_json_object(path, "a model folder holds config.json, *.safetensors and a tokenizer")
+    check(raw, WHOLE_CONFIG, "config.json", "the file is damaged: download or copy it again")
     model_type, fields, dropped = _lift(raw)
     family = FAMILIES.get(model_type)
     if family is None:

@@ -23,6 +23,8 @@ from qconvert.formats.shapes import (
 
 MOST_TOKENS = 1 << 22
 """More than any vocabulary has: a wrong id must not fill the memory with tokens between."""
+FEW = Plain("a whole number, up to 10,000", (int,), 0, 10_000)
+"""Of what transformers makes a list: layers of any part, labels."""
 ID = Plain(f"a token's number, below {MOST_TOKENS:,}", (int,), 0, MOST_TOKENS - 1)
 SPECIAL = maybe(TEXT, Keys({"content": TEXT}))
 _IDS = maybe(WHOLE, Each(WHOLE))
@@ -64,9 +66,20 @@ CONFIG = Keys({
     ),
     **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), _IDS),
     **dict.fromkeys(("rope_parameters", "rope_scaling"), maybe(ROPE)),
+    "num_labels": maybe(FEW), "id2label": maybe(Keys()), "label2id": maybe(Keys()),
     "no_rope_layers": maybe(Each(Either((WHOLE, FLAG)))), "layer_types": maybe(TEXTS),
 })  # fmt: skip
 """config.json, of the text model."""
+_PART = Keys(dict.fromkeys(
+    ("num_hidden_layers", "num_layers", "encoder_layers", "decoder_layers", "depth", "num_labels",
+     "num_experts", "num_local_experts"),
+    maybe(FEW),
+))  # fmt: skip
+WHOLE_CONFIG = Keys({
+    **_PART.keys,
+    **dict.fromkeys(("text_config", "vision_config", "audio_config"), maybe(_PART)),
+})  # fmt: skip
+"""config.json as it is: transformers makes the other parts of a wrapper, too."""
 
 GENERATION = Keys(dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), _IDS))
 """generation_config.json."""

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qconvert.formats.model_library import made_of
 from qconvert.formats.refusal import MissingRuntime, Reason, Refused
 from qconvert.formats.source import Source
 from qconvert.runtimes.blocks import block_list, first, watched
@@ -77,7 +78,7 @@ class Reference:
 def from_folder(folder: Path, *, threads: int) -> Reference:
     """The source model as transformers itself loads it: nothing of ours reads its weights."""
     auto = _transformers().AutoModelForCausalLM
-    with _quiet():
+    with _quiet(), made_of(folder):
         model, told = auto.from_pretrained(
             folder,
             dtype="float32",
@@ -141,8 +142,8 @@ def _empty(source: Source, *, untied: bool = False) -> Any:
     }
     if untied:
         settings["tie_word_embeddings"] = False
-    config = transformers.AutoConfig.for_model(source.model_type, **settings)
-    with _quiet(), no_init_weights():
+    with _quiet(), made_of(source.folder), no_init_weights():
+        config = transformers.AutoConfig.for_model(source.model_type, **settings)
         model = transformers.AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, attn_implementation=ATTENTION
         )

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from qconvert.engine import attention
 from qconvert.engine.block import Block, Key
+from qconvert.formats.model_library import made_of
 from qconvert.formats.refusal import MissingRuntime
 from qconvert.formats.source import Source, SourceTensor
 from qconvert.models import FAMILIES
@@ -148,8 +149,8 @@ def skeleton(source: Source, device: torch.device) -> Skeleton:
         ) from (None)
     attention.register()
     settings = {key: value for key, value in source.config.items() if key not in UNSET}
-    config = transformers.AutoConfig.for_model(source.model_type, **settings)
-    with no_init_weights(), _parameters_on_meta():
+    with made_of(source.folder), no_init_weights(), _parameters_on_meta():
+        config = transformers.AutoConfig.for_model(source.model_type, **settings)
         model = transformers.AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, attn_implementation=attention.NAME
         )

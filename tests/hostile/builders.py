@@ -32,6 +32,16 @@ def with_json(file: str, *path: Any, to: Any) -> Damage:
     return damage
 
 
+def put_in(file: str, **fields: Any) -> Damage:
+    """Keys added to the object in a JSON file."""
+
+    def damage(folder: Path) -> None:
+        parsed = json.loads((folder / file).read_text("utf-8"))
+        (folder / file).write_text(json.dumps({**parsed, **fields}), encoding="utf-8")
+
+    return damage
+
+
 def with_bytes(file: str, content: bytes) -> Damage:
     return lambda folder: (folder / file).unlink(missing_ok=True) or put(folder / file, content)
 
@@ -127,6 +137,10 @@ MODEL: dict[str, Damage] = {
     ),
     "tokenizer_config.json: a template of 100,000 brackets": with_json(
         "tokenizer_config.json", "chat_template", to="{{" + "(" * 100_000
+    ),
+    "config.json: a billion labels": put_in("config.json", num_labels=10**9),
+    "config.json: a billion layers of another part": put_in(
+        "config.json", vision_config={"num_hidden_layers": 10**9}
     ),
     "config.json: a name with control characters": with_json(
         "config.json", "model_type", to="\x1b[2J\x07llama"
