@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +12,14 @@ from qconvert.formats.source import Source, SourceTensor
 from qconvert.formats.target import Reader
 from qconvert.runtimes.diagnosis.case import Case, Explanation, Floats
 from qconvert.runtimes.diagnosis.diagnose import diagnosed
+from qconvert.runtimes.diagnosis.folded import (
+    ONLY_BY_NORM,
+    READ_BY,
+    Norm,
+    column_factors,
+    level_off,
+    norm_of,
+)
 from qconvert.runtimes.diagnosis.hypotheses.scales import wrong_scales
 from qconvert.runtimes.diagnosis.hypotheses.vectors import vector_problem
 from qconvert.runtimes.diagnosis.statistics import statistics_of
@@ -32,14 +39,6 @@ place, is off by 1.4, a row that is missing by 1."""
 
 VECTOR_LIMIT = 0.01  # norms and biases stay in float
 
-READ_BY: Mapping[str, tuple[str, ...]] = {
-    "attn_norm": ("attn_q", "attn_k", "attn_v", "attn_qkv"),
-    "ffn_norm": ("ffn_gate", "ffn_up", "ffn_gate_up"),
-    "final_norm": ("head",),
-}
-"""A norm -> the linears of its block that read what it gives."""
-
-NORM_OFFSETS = (0.0, 1.0)  # what a norm multiplies by: its weight, or that plus one (Gemma's)
 FOLDED = "norms and linears are scaled or rotated against each other (smoothing, rotation):"
 UP_TO_SCALE = (
     f"{FOLDED} tensors are compared with the source up to a factor for each row and column"
@@ -47,19 +46,7 @@ UP_TO_SCALE = (
 NOT_COMPARED = f"{FOLDED} tensors cannot be compared with the source one by one; the logits decide"
 
 MOST_DIAGNOSED = 24  # tensors in a row of which nothing is known but that they are wrong
-ALIKE = 0.7  # correlation of a norm's factors with those of the columns that read it
-SHARE_OFF = 0.4  # by which one may have grown less or more than the other, in shares
-LEVEL_OFF = 0.06  # and by which their means may differ
 KNOWN = 0.9  # of a tensor is left open by what is no explanation
-
-
-@dataclass(slots=True)
-class _Norm:
-    """A norm that is not the source's: what its readers would be multiplied with in return."""
-
-    at: int  # in `plain`
-    factors: Sequence[NDArray[np.float64]]  # by column; one for each way to store a norm
-    explained: bool = False
 
 
 @dataclass(slots=True)
@@ -81,7 +68,7 @@ class WeightCheck:
         self._limit = matrix_limit(reader)
         self._plain: list[_Looked] = []
         self._scaled: dict[int, _Looked] = {}  # matrices, once a norm was not the source's
-        self._norms: dict[tuple[int | None, str], _Norm] = {}
+        self._norms: dict[tuple[int | None, str], Norm] = {}
         self._matrices = 0
         self._unknown = 0  # wrong tensors in a row that nothing explained
 
@@ -143,7 +130,8 @@ class WeightCheck:
         problem = "" if error.ok else vector_problem(self._source, tensor, value)
         self._plain.append(_Looked(error, tensor.role, problem=problem))
         if tensor.role in READ_BY and tensor.part == "weight" and not error.ok:
-            self._keep(tensor, value)
+            there = there[0].astype(np.float64)
+            self._norms[tensor.block, tensor.role] = norm_of(len(self._plain) - 1, there, value)
 
     def _matrix(self, name: str, tensor: SourceTensor, rows: NDArray[np.float32]) -> None:
         self._matrices += 1
@@ -157,13 +145,14 @@ class WeightCheck:
         self._plain.append(plain)
         if not self._norms:
             return
-        columns = _column_factors(case)
+        columns = column_factors(case)
         for norm in norms:
-            norm.explained |= any(_explains(factor, columns) for factor in norm.factors)
+            norm.explained |= norm.explains(columns)
         if columns.any():
-            self._scaled[len(self._plain) - 1] = self._look_scaled(
-                case, columns.astype(np.float32), plain
-            )
+            scaled = self._look_scaled(case, columns.astype(np.float32), plain)
+            if tensor.role in ONLY_BY_NORM and scaled.error.ok:
+                scaled.problem = scaled.problem or level_off(norms, columns, scaled.error.error)
+            self._scaled[len(self._plain) - 1] = scaled
 
     def _look(self, case: Case) -> _Looked:
         """As it is; what is wrong with it, in a file that may be folded, is not asked yet."""
@@ -192,7 +181,7 @@ class WeightCheck:
         if math.isfinite(found.error.error):
             statistics = statistics_of(case, *(sums or sums_of(case)))
             found.seen = Seen(case.name, case.tensor.role, statistics)
-            found.problem = alone(statistics)
+            found.problem = alone(statistics, fitted=case is not plain)
         if not found.error.ok or found.problem:
             found.problem = self._diagnosed(plain) or found.problem
 
@@ -204,13 +193,6 @@ class WeightCheck:
         known = found is not None and found.left < KNOWN
         self._unknown = 0 if known else self._unknown + 1
         return _said(found)
-
-    def _keep(self, tensor: SourceTensor, value: NDArray[np.float32]) -> None:
-        there = self._source.rows(tensor, 0, 1).reshape(-1).astype(np.float64)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            factors = [(there + offset) / (value + offset) for offset in NORM_OFFSETS]
-        finite = [factor for factor in factors if np.isfinite(factor).all()]
-        self._norms[tensor.block, tensor.role] = _Norm(len(self._plain) - 1, finite)
 
 
 def _by_name(source: Source) -> dict[str, SourceTensor]:
@@ -236,33 +218,9 @@ def _told(error: TensorError, problem: str) -> str:
     )
 
 
-def _column_factors(case: Case) -> NDArray[np.float64]:
-    """By column: the factor from the source that fits best, by least squares."""
-    cross, own = np.zeros(case.here.shape[1]), np.zeros(case.here.shape[1])
-    for _, here, there in case.pieces():
-        cross += np.multiply(here, there, dtype=np.float64).sum(0)
-        own += np.square(there, dtype=np.float64).sum(0)
-    return np.asarray(cross / np.maximum(own, TINY))
-
-
 def _up_to_factor(by_row: Sums) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """By row: what no factor takes away (all of it where the row is zero), and the size."""
     return by_row.left, by_row.ss
-
-
-def _explains(factor: NDArray[np.float64], columns: NDArray[np.float64]) -> bool:
-    """Whether a linear's columns have grown by `factor` rather than not at all: a norm that was
-    changed alone is a fault. Of small factors most is noise: there, that they go together decides.
-    """
-    off = float(np.square(columns / factor - 1).mean())
-    still = float(np.square(columns - 1).mean())
-    if off < 0.25 * still:
-        return True
-    spread, grown = factor - factor.mean(), columns - columns.mean()
-    share = float(spread @ grown) / max(float(spread @ spread), TINY)
-    alike = float(spread @ grown) / max(math.sqrt(float(spread @ spread) * (grown @ grown)), TINY)
-    level = float((columns / factor).mean())
-    return alike > ALIKE and abs(share - 1) < SHARE_OFF and abs(level - 1) < LEVEL_OFF
 
 
 def matrix_limit(reader: Reader) -> float:

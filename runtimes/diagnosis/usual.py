@@ -24,12 +24,12 @@ MOSTLY = 0.9  # share of tensors that are still, where a file was rounded to nea
 
 SHIFTED = 0.05  # of groups: 0.00014 was met
 ROW_OVER, COLUMN_OVER, OVER_ERROR = 12.0, 15.0, 0.1  # 3.9 and 4.5 were met
-GROUPS = 0.01  # share of groups that a factor would mend: 0.0013 was met
+GROUPS = 0.01  # share of groups that a factor would mend (0.0013 was met), or that are zero
 
 FACTOR_STILL = 0.003
 """Of a scale beside the peers', in a file that was rounded to nearest, where values are moved:
 0.0027 was met (Q2_K), and no moved values with it."""
-FACTOR_FINE, FINE = 0.003, 0.02
+FACTOR_FINE, FINE = 0.003, 0.03
 """The same where the peers' usual error is below FINE: 0.0005 was met. Levels lie too close there
 to see values that are moved."""
 FACTOR_FED, FED_OVER = 0.012, 5.0
@@ -53,14 +53,17 @@ class Seen:
     found: Statistics
 
 
-def alone(found: Statistics) -> str:
-    """What is wrong with a tensor whatever its peers are; empty: nothing."""
+def alone(found: Statistics, *, fitted: bool = False) -> str:
+    """What is wrong with a tensor whatever its peers are; empty: nothing. With `fitted` it was
+    compared up to factors, which are never so exact that a part that is off tells anything."""
     local, levels = found.local, found.levels
     if levels.shifted > SHIFTED:
         return (
             f"has wrong zero points: in {levels.shifted:.0%} of the groups looked at all values are"
             " off alike, by a level or more"
         )
+    if fitted:
+        return ""
     if local.rescaled_rows:
         return (
             f"has wrong scales: a factor of its own would mend each of {local.rescaled_rows} rows"

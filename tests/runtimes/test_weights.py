@@ -168,3 +168,13 @@ def test_a_tied_head_stands_for_the_embedding(
     checking("lm_head.weight", values)
     checking("lm_head.weight", np.roll(values, 1, axis=0))
     assert [error.ok for error in checking.errors] == [True, False]
+
+
+def test_a_linear_that_is_too_large_beside_folded_scales_is_found(
+    folded: Callable[..., tuple[Checkpoint, Path]],
+) -> None:
+    source, out = folded("llama", "smoothquant")
+    assert checking(source, out).findings == []
+    found = checking(source, out, lambda one, value: 1.2 * value if one == Q else value).findings
+    assert [one.culprit for one in found] == [Q]
+    assert "times what its norm makes expected" in found[0].problem
