@@ -197,6 +197,8 @@ def _report(
         noise=judged.first.noise,
         tokens=found.tokens,
         tensors=tuple(found.tensors),
+        decoded_twice=found.twice,
+        kept=output.kept is not None,
         seconds=time.perf_counter() - started,
         also=judged.also,
         loaders=tuple(found.loaders),
@@ -238,14 +240,16 @@ def _decoded(
     source, reader = ruler.source, output.reader
     weighing = WeightCheck(source, reader)
     second = second_weights(output.target, output.path, source)
+    both = set() if second is None else set(second)
 
     def seen(name: str, value: NDArray[np.float32]) -> None:
         weighing(name, value)
-        if second is not None and name in second:
+        if second is not None and name in both:
             found.findings += disagreements({name: value}, {name: second[name]})
 
     weights = reader.weights(source)
     model = reference.from_weights(source, weights, threads=ruler.threads, seen=seen)
+    found.twice = len(both)
     if output.kept is not None:
         found.findings += differences(reader.weights(output.kept), output.kept)
     found.findings += weighing.findings

@@ -179,6 +179,8 @@ class CheckReport:
     as_told: Distance | None = None
     """Source -> file as decoded, activations and cache rounded as the file says, in float32 else.
     Without a runtime only, and where the file asks for that."""
+    decoded_twice: int = 0  # tensors, by a second reader that shares no code with the writers
+    kept: bool = False  # whether they were compared with the work folder that was kept
     findings: tuple[Finding, ...] = ()  # causes first
     judgements: tuple[Judgement, ...] = ()
     layers: tuple[LayerError, ...] = ()

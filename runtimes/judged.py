@@ -51,6 +51,7 @@ class Found:
     as_told: list[Rows] = field(default_factory=list)  # activations rounded as the file says
     floor: list[Rows] = field(default_factory=list)
     tensors: list[TensorError] = field(default_factory=list)
+    twice: int = 0  # tensors that a second reader has decoded, too
     findings: list[Finding] = field(default_factory=list)  # of files, settings and tensors
     layers: tuple[LayerError, ...] = ()
     block: int | None = None  # the first whose output leaves the noise in the runtime

@@ -201,6 +201,10 @@ def _about_check(report: CheckReport) -> Iterator[str]:
             f"tensors: {near} of {len(report.tensors)} as near to the source as their bits allow;"
             f" furthest row: {worst.worst_row:.1%} in {worst.name}"
         )
+    beside = [f"by a second reader ({report.decoded_twice} tensors)"] * bool(report.decoded_twice)
+    beside += ["with the work folder"] * report.kept
+    if beside:
+        yield f"compared {' and '.join(beside)}"
     if report.layers:
         yield _blocks(report.layers)
     if report.noise is not None:
