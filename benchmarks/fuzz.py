@@ -1,7 +1,7 @@
 """Fuzz every reader of files, guided by coverage.
 
     pip install atheris
-    python benchmarks/fuzz.py --seconds 120 --work /tmp/fuzz            # all targets, one by one
+    python benchmarks/fuzz.py --seconds 120 --work fuzz            # all targets, one by one
     python benchmarks/fuzz.py --targets gguf onnx --seconds 600
 
 For each target, one process starts from small good files and changes them. An input that ends in

@@ -11,7 +11,6 @@ import os
 import selectors
 import subprocess
 import sys
-import time
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -68,13 +67,13 @@ class Renderer:
         return reply
 
     def _line(self, process: subprocess.Popen[bytes]) -> bytes:
-        """The next line of the worker, waited for at most `PATIENCE`."""
+        """The next line of the worker, which writes it at once: waited for at most `PATIENCE`."""
         assert process.stdout is not None
-        until, pieces, size = time.monotonic() + PATIENCE, [self._rest], 0
+        pieces, size = [self._rest], 0
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             while b"\n" not in pieces[-1]:
-                if not selector.select(max(0.0, until - time.monotonic())):
+                if not selector.select(PATIENCE):
                     raise TimeoutError
                 piece = os.read(process.stdout.fileno(), 1 << 16)
                 size += len(piece)
