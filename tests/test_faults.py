@@ -219,7 +219,7 @@ def line(**own: Any) -> dict[str, Any]:
            "kl": 0.1, "ratio": 1.2}  # fmt: skip
     return {"kind": "fault", "fault": "f", "good": "gguf/Q4_0", "format": "gguf", "model": "main",
             "source": "s", "unchanged": False, "still": False, "good_ratio": 1.1,
-            "arms": {"source": arm}, **own}  # fmt: skip
+            "good_verdict": "PASS", "arms": {"source": arm}, **own}  # fmt: skip
 
 
 def test_the_summary_counts() -> None:
@@ -228,7 +228,7 @@ def test_the_summary_counts() -> None:
     lines = [
         line(),
         line(fault="g", arms={"source": passed}),
-        line(kind="good", arms={"source": passed}),
+        line(kind="good", good="fine", arms={"source": passed}),
         line(kind="good", good="bad", arms={"source": {**passed, "verdict": "FAIL"}}),
         {"kind": "left out", "fault": "h", "good": "gguf/Q4_0"},
     ]
@@ -236,7 +236,7 @@ def test_the_summary_counts() -> None:
     assert (found["faults"], found["cases"]) == (2, 2)
     assert found["source"]["detected"] == {"of": 2, "is": 1, "share": 0.5}
     assert found["source"]["right_first"] == {"of": 1, "is": 1, "share": 1.0}
-    assert found["false_alarms"]["which"] == ["bad"]
+    assert found["false_alarms"] == {"of": 3, "is": 1, "share": 0.3333, "which": ["bad"]}
     assert found["perplexity_alone"]["1.05"]["is"] == 1
     assert found["unseen"] == ["g (gguf/Q4_0)"]
     assert "| g | s | 0/1 |" in scoring.table(lines)

@@ -51,15 +51,14 @@ def summary(lines: Iterable[Line]) -> dict[str, Any]:
     """All figures of the score, of the cases that were planted."""
     every = list(lines)
     cases = [one for one in every if one["kind"] == "fault"]
-    goods = [one for one in every if one["kind"] == "good"]
+    goods = _goods(every)
     found: dict[str, Any] = {
         "faults": len({one["fault"] for one in cases}), "cases": len(cases),
         "crashed": sum(one["arms"]["source"]["verdict"] == "CRASHED" for one in cases),
         "unchanged": sorted(f"{one['fault']} ({one['good']})" for one in cases if one["unchanged"]),
         "still": sorted(f"{one['fault']} ({one['good']})" for one in cases if one["still"]),
-        "false_alarms": {**_share(goods, lambda one: one["arms"]["source"]["verdict"] != "PASS"),
-                         "which": [one["good"] for one in goods
-                                   if one["arms"]["source"]["verdict"] != "PASS"]},
+        "false_alarms": {**_share(goods, lambda one: one["verdict"] != "PASS"),
+                         "which": [one["good"] for one in goods if one["verdict"] != "PASS"]},
     }  # fmt: skip
     for arm in ARMS:
         having = [one for one in cases if arm in one["arms"]]
@@ -81,6 +80,14 @@ def summary(lines: Iterable[Line]) -> dict[str, Any]:
     }
     found["unseen"] = sorted(f"{one['fault']} ({one['good']})" for one in cases if not _found(one))
     return found
+
+
+def _goods(lines: Sequence[Line]) -> list[Line]:
+    """Every good output that was checked: those that faults were planted in, and the others."""
+    whole = {one["good"]: one["good_verdict"] for one in lines if one["kind"] == "fault"}
+    others = {one["good"]: one["arms"]["source"]["verdict"] for one in lines
+              if one["kind"] == "good"}  # fmt: skip
+    return [{"good": name, "verdict": verdict} for name, verdict in {**whole, **others}.items()]
 
 
 def _found(line: Line) -> bool:
