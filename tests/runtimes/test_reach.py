@@ -34,18 +34,17 @@ def by_error(*pairs: tuple[float, float]) -> list[str]:
 
 
 def test_one_that_leaves_the_rule_of_the_others_is_named() -> None:
-    assert by_size(1.9, 0.7) == []
+    assert by_size(1.9, 0.3) == []
     assert by_size(2.7) == ["2.7"]
-    assert by_size(0.3) == ["0.3"]
-    assert by_error((0.3, 2.4)) == []
-    assert by_error((0.8, 4.0)) == ["0.8"]
-    assert by_error((0.1, 9.0), (20.0, 400.0)) == ["20.0", "0.1"]  # the furthest first
+    assert by_error((0.3, 30.0), (1.4, 2.4), (1.2, 9.0)) == []  # short of the text: it may be loud
+    assert by_error((1.4, 4.0), (20.0, 400.0)) == ["20.0", "1.4"]  # the furthest first
 
 
 def test_without_a_rule_only_what_is_absurd_is_named() -> None:
-    found = [Fixed(str(at), 1.0, 0.1 * at, 2.0 + at) for at in range(1, 10)]
+    found = [Fixed(str(at), 1.0, 0.2 * at, 2.0 + at) for at in range(1, 10)]
     assert list(judged(found)) == []
     assert [one.culprit for one in judged([*found, Fixed("x", 1.0, 30.0, 2.0)])] == ["x"]
+    assert [one.culprit for one in judged([*found, Fixed("x", 1.0, 0.05, 2.0)])] == ["x"]
 
 
 @pytest.mark.parametrize("rule", ["mse", "max"])
