@@ -36,9 +36,9 @@ FITS = 1.5  # times the least squared error, or the largest magnitude: by the ru
 OFF = 2.5  # times: by no rule. Twice a scale is four times the squared error of integers
 BEYOND = 1.25  # times the largest magnitude: further than what has the least error ever reaches
 ABSURD = 8.0  # times the largest magnitude, or its share: by no rule, whatever the others say
-"""Between them, what reaches less far than the text at hand is no fault: a calibration on 512 tokens
-has left 0.26 of the largest magnitude, at 32 times the least error (smollm2-135m, down_proj and
-o_proj)."""
+"""Between them, to reach less far than the text at hand does is no fault: a calibration on 512
+tokens has left 0.26 of the largest magnitude, at 32 times the least error (smollm2-135m, down_proj
+and o_proj)."""
 
 
 @dataclass(frozen=True, slots=True)
