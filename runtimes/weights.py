@@ -108,7 +108,8 @@ class WeightCheck:
         far = sum(
             not one.error.ok for at, one in self._scaled.items() if not self._plain[at].error.ok
         )
-        if 2 * far > self._matrices and all(not norm.explained for norm in self._norms.values()):
+        rotated = all(norm.level and not norm.explained for norm in self._norms.values())
+        if 2 * far > self._matrices and rotated:
             return NOT_COMPARED
         return UP_TO_SCALE if any(norm.explained for norm in self._norms.values()) else ""
 

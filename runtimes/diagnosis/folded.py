@@ -28,6 +28,8 @@ LEVEL = 0.05
 """By which their columns may be larger or smaller than their norm makes expected, beside twice the
 squared error, which rounding takes from every slope. AWQ in 4 bits: 0.012 with an error of 0.1."""
 
+LEVEL_NORM = 1e-3  # by which its columns may differ
+
 ALIKE = 0.7  # correlation of a norm's factors with those of the columns that read it
 SHARE_OFF = 0.4  # by which one may have grown less or more than the other, in shares
 LEVEL_OFF = 0.06  # and by which their means may differ
@@ -39,6 +41,7 @@ class Norm:
 
     at: int  # which of the tensors it is
     factors: Sequence[Values]  # by column; one for each way to store a norm
+    level: bool  # whether it is the same for all columns: a rotation goes through no other norm
     explained: bool = False
 
     def explains(self, columns: Values) -> bool:
@@ -50,7 +53,8 @@ def norm_of(at: int, there: Values, here: Floats) -> Norm:
     """`here` in the place of the source's `there`."""
     with np.errstate(divide="ignore", invalid="ignore"):
         factors = [(there + offset) / (here + offset) for offset in NORM_OFFSETS]
-    return Norm(at, [factor for factor in factors if np.isfinite(factor).all()])
+    level = bool(np.ptp(here) <= LEVEL_NORM * np.abs(here).max())
+    return Norm(at, [factor for factor in factors if np.isfinite(factor).all()], level)
 
 
 def column_factors(case: Case) -> Values:
