@@ -36,8 +36,8 @@ def by_error(*pairs: tuple[float, float]) -> list[str]:
 def test_one_that_leaves_the_rule_of_the_others_is_named() -> None:
     assert by_size(1.9, 0.3) == []
     assert by_size(2.7) == ["2.7"]
-    assert by_error((0.3, 30.0), (1.4, 2.4), (1.2, 9.0)) == []  # short of the text: it may be loud
-    assert by_error((1.4, 4.0), (20.0, 400.0)) == ["20.0", "1.4"]  # the furthest first
+    assert by_error((0.3, 30.0), (1.8, 2.4), (1.7, 9.0)) == []  # short of the text: it may be loud
+    assert by_error((1.8, 4.0), (20.0, 400.0)) == ["20.0", "1.8"]  # the furthest first
 
 
 def test_without_a_rule_only_what_is_absurd_is_named() -> None:
