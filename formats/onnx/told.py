@@ -46,6 +46,10 @@ def told_of(config: Mapping[str, Any], graph: Graph, folder: Path) -> Told:
     for name, values in _of_graph(graph, heads).items():
         facts[name] = _one(values, facts.get(name))
     angles, differs = _angles(graph, facts)
+    if any(attributes(node).get("rotary_interleaved") for node in heads):
+        differs.append(
+            Difference("rope_parameters", "neighbours are rotated, not halves of a head")
+        )
     ends = model.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [ends]
     return Told(
@@ -85,6 +89,7 @@ def _of_graph(graph: Graph, heads: Sequence[NodeProto]) -> dict[str, list[Any]]:
         kinds = tuple("full_attention" if one < 1 else "sliding_attention" for one in slides)
         windows = [one for one in slides if one > 0]
         found["sliding_window"] = windows or [None]
+        found["attn_logit_softcapping"] = [one.get("softcap") or None for one in told]
         found["layer_types"] = [kinds if windows else None]
     eps = [attributes(node)["epsilon"] for node in graph.nodes if "epsilon" in attributes(node)]
     if eps:

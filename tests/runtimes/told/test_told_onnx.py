@@ -51,6 +51,24 @@ def test_the_epsilon_of_one_norm(bench: Any) -> None:
     assert "3e-06" in wrong.problem
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "value", "culprit"),
+    [
+        ("softcap", "f", 50.0, "attn_logit_softcapping"),
+        ("rotary_interleaved", "i", 1, "rope_parameters"),
+    ],
+)
+def test_attention_of_another_kind(
+    name: str, field: str, value: float, culprit: str, bench: Any
+) -> None:
+    path = bench.copy("onnx")
+    model = graph_of(path)
+    heads = [one for one in model.graph.node if one.op_type == "GroupQueryAttention"]
+    setattr(next(one for one in heads[1].attribute if one.name == name), field, value)
+    onnx.save(model, path / "model.onnx")
+    assert bench.culprits(path, "onnx")[0] == culprit
+
+
 def test_a_window_that_the_model_has_not(bench: Any) -> None:
     path = bench.copy("onnx")
     model = graph_of(path)
