@@ -158,7 +158,8 @@ def test_mistral_has_a_head_also_where_it_is_tied(
                        for name in ("lm_head", "model.embed_tokens"))  # fmt: skip
     np.testing.assert_array_equal(head.T, embedding)
     weights = TARGET.reader(tmp_path / "out").weights(source)
-    assert set(weights) == {one.name for one in source.tensors}
+    assert set(weights) == {"lm_head.weight", *(one.name for one in source.tensors)}
+    np.testing.assert_array_equal(weights["lm_head.weight"], weights["model.embed_tokens.weight"])
 
 
 def test_shards_are_cut_as_tvm_cuts_them() -> None:
