@@ -35,6 +35,7 @@ MOST = 0.75  # of the linears follow the rule of the file
 FITS = 1.5  # times the least squared error, or the largest magnitude: by the rule
 OFF = 2.5  # times: by no rule. Twice a scale is four times the squared error of integers
 BEYOND = 1.75  # times the largest magnitude: what has the least error met 1.52 on other text
+ENOUGH = 512  # tokens: the loudest values of less text say little of the rule
 ABSURD = 8.0  # times the largest magnitude, or its share: by no rule, whatever the others say
 """Between them, to reach less far than the text at hand does is no fault: a calibration on 512
 tokens has left 0.26 of the largest magnitude, at 32 times the least error (smollm2-135m, down_proj
@@ -65,13 +66,15 @@ def scale_findings(
     if not fixed:
         return []
     columns = getattr(reader, "column_scales", {})
-    return list(judged(_measured(model, fixed, columns, tokens)))
+    found = _measured(model, fixed, columns, tokens)
+    return list(judged(found, by_rule=len(tokens) >= ENOUGH))
 
 
-def judged(found: Sequence[Fixed]) -> Iterator[Finding]:
-    """Those that leave the rule that most follow; where most follow none, the absurd ones alone."""
-    by_error = _most(one.loss <= FITS for one in found)
-    by_size = _most(1 / FITS <= one.reach <= FITS for one in found)
+def judged(found: Sequence[Fixed], *, by_rule: bool = True) -> Iterator[Finding]:
+    """Those that leave the rule that most follow; where most follow none, or without `by_rule`, the
+    absurd ones alone."""
+    by_error = by_rule and _most(one.loss <= FITS for one in found)
+    by_size = by_rule and _most(1 / FITS <= one.reach <= FITS for one in found)
     for one in sorted(found, key=lambda one: -max(one.reach, 1 / max(one.reach, 1e-9))):
         absurd = not 1 / ABSURD <= one.reach <= ABSURD
         if absurd or (by_size and one.reach > OFF):

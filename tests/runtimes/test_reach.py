@@ -16,7 +16,7 @@ from qconvert.pipeline import convert
 from qconvert.runtimes import reference
 from qconvert.runtimes.reach import Fixed, judged, scale_findings
 
-TOKENS = list(np.random.default_rng(0).integers(3, 500, 128))
+TOKENS = list(np.random.default_rng(0).integers(3, 500, 512))
 
 
 def by_size(*reaches: float) -> list[str]:
@@ -45,6 +45,13 @@ def test_without_a_rule_only_what_is_absurd_is_named() -> None:
     assert list(judged(found)) == []
     assert [one.culprit for one in judged([*found, Fixed("x", 1.0, 30.0, 2.0)])] == ["x"]
     assert [one.culprit for one in judged([*found, Fixed("x", 1.0, 0.05, 2.0)])] == ["x"]
+
+
+def test_little_text_says_little() -> None:
+    usual = [Fixed(f"usual {at}", 1.0, 0.8, 1.0) for at in range(9)]
+    loud, absurd = Fixed("loud", 1.0, 2.6, 9.0), Fixed("absurd", 1.0, 30.0, 9.0)
+    assert [one.culprit for one in judged([*usual, loud, absurd])] == ["absurd", "loud"]
+    assert [one.culprit for one in judged([*usual, loud, absurd], by_rule=False)] == ["absurd"]
 
 
 @pytest.mark.parametrize("rule", ["mse", "max"])
