@@ -21,6 +21,7 @@ from qconvert.formats.refusal import MissingRuntime
 from qconvert.formats.source import Source
 from qconvert.formats.target import Reader
 from qconvert.runtimes import reference
+from qconvert.runtimes.cache_reach import cache_findings
 from qconvert.runtimes.findings import (
     BenchReport,
     CheckReport,
@@ -256,6 +257,7 @@ def _decoded(
     found.tensors.extend(weighing.errors)
     found.notes.extend([weighing.note] if weighing.note else [])
     found.findings += scale_findings(model, reader, source, ruler.pieces.tokens[0])
+    found.findings += cache_findings(model, reader, ruler.pieces.tokens[0])
     roundings = roundings_of(ways, reader, ruler)
     found.notes.extend(cache_notes(ways, roundings))
     measure_windows(model, reader, ways, roundings, ruler, found, progress)

@@ -116,7 +116,7 @@ def rounded(reference: Reference, rounding: Rounding) -> Iterator[None]:
                 hook = module.register_forward_hook(_after(rounding.float_type))
                 stack.callback(hook.remove)
         if rounding.cache:
-            for source in _attention_sources(reference.model):
+            for source in attention_sources(reference.model):
                 stack.enter_context(_rounded_cache(source, rounding))
         yield
 
@@ -164,7 +164,7 @@ def _givers(model: Any) -> list[Any]:
     ]
 
 
-def _attention_sources(model: Any) -> list[Any]:
+def attention_sources(model: Any) -> list[Any]:
     """The modules of transformers from which the model's attention is taken."""
     names = {type(one).__module__ for one in model.modules() if hasattr(one, "layer_idx")}
     sources = [sys.modules[name] for name in sorted(names)]
