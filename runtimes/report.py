@@ -96,8 +96,8 @@ def bench_view(report: BenchReport) -> RenderableType:
         _file_line(report.file),
         f"{report.runtime.version}, {threads(rates.threads)}, steps of at most {rates.batch}"
         f" tokens",
-        f"prompts of {rates.prompt_tokens} tokens, then {rates.generate_tokens} more, median of"
-        f" {rates.repetitions} after a warm-up",
+        f"prompts of {rates.prompt_tokens} tokens; {rates.generate_tokens} generated, from an empty"
+        f" context; median of {rates.repetitions} after a warm-up",
         f"loaded in {report.load_seconds:.2f} s, peak memory {size(report.peak_bytes)},"
         f" {report.processor}{plain}",
         *(f"note: {note}" for note in report.notes),

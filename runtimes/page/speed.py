@@ -48,7 +48,7 @@ def _timed(speed: BenchReport) -> Iterator[Timed]:
         length = f", {one.prompt_tokens:,} tokens" if lengths > 1 else ""
         which = f"{length}{at_once}".removeprefix(", ")
         tokens = f"{count(one.prompt_tokens, 'token')}{at_once}"
-        behind = f"{count(one.generate_tokens, 'token')} after {tokens}"
+        behind = f"{count(one.generate_tokens, 'token')}, from an empty context"
         for kind, terms, read, times_as_fast in (
             ("prompt", tokens, reading, None if gain is None else gain.prompt),
             ("generation", behind, writing, None if gain is None else gain.generate),
