@@ -81,8 +81,10 @@ def convert_command(
     asked = Asked(**others)
     wanted: Any = {"request": request, "out": out, "threads": threads, "asked": asked}
     if plan_only:
-        if report_folder is not None:
-            raise refuse("--plan has nothing to report", "leave out --plan or --report")
+        if report_folder is not None or manifest is not None:
+            raise refuse(
+                "--plan has nothing to report", "leave out --plan, or --report and --manifest"
+            )
         job, cost = pipeline.plan(model, target, **wanted)
         lacking = shortages(job, asked, threads)
         result = facts.of_plan(job, cost, [*obstacles(job, force=force), *lacking])

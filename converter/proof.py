@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qconvert.formats.refusal import Reason, collecting, raise_if_any, refuse
+from qconvert.record import manifest_place_problems
 from qconvert.running import NO_RUNTIME, chosen_runtime, float_output, runtime_faults, target_of
 from qconvert.runtimes.gate.gates import Gates
 
@@ -133,6 +134,7 @@ def _contradictions(outs: Sequence[Path], asked: Proof) -> list[Reason]:
         )
     if asked.manifest is not None and len(outs) > 1:
         found.append(Reason("a manifest is of one output", "check each by itself"))
+    found += manifest_place_problems(asked.manifest)
     twice = {str(out) for out in outs if list(outs).count(out) > 1}
     found += [Reason(f"{name} is named twice", "name it once") for name in sorted(twice)]
     return found

@@ -14,17 +14,22 @@ if TYPE_CHECKING:
     from qconvert.pipeline import Conversion
 
 
+def manifest_place_problems(manifest: Path | None) -> list[Reason]:
+    """Why no manifest could be written there: said before the work is done, not after."""
+    folder = None if manifest is None else manifest.absolute().parent
+    if folder is None or folder.is_dir():
+        return []
+    return [Reason(f"cannot write the manifest {manifest}: there is no folder {folder}",
+                   "name a file in a folder that exists")]  # fmt: skip
+
+
 def manifest_problems(manifest: Path | None, model: Path) -> list[Reason]:
-    """Why no manifest could be written: said before the work is done, not after."""
+    """Why no manifest of a conversion of `model` could be written."""
     from qconvert.engine.bundle import recognises
 
     if manifest is None:
         return []
-    found = []
-    folder = manifest.absolute().parent
-    if not folder.is_dir():
-        found.append(Reason(f"cannot write the manifest {manifest}: there is no folder {folder}",
-                            "name a file in a folder that exists"))  # fmt: skip
+    found = manifest_place_problems(manifest)
     if recognises(model):
         found.append(Reason(f"{model} is a work folder: it does not hold the files of the model",
                             "leave --manifest out, and let `qconvert check OUT --against MODEL"

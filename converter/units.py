@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from qconvert.formats.amounts import in_units
+
 
 def size(nbytes: float) -> str:
     """Decimal units, three digits or so: 143.6 MB."""
-    value, unit = float(nbytes), "B"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
+    value, unit = in_units(nbytes)
     return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
 
 

@@ -17,11 +17,17 @@ def parse_size(text: str) -> int:
     return nbytes
 
 
-def show_size(nbytes: float) -> str:
-    """Decimal units, enough digits to tell a size from the next: 143.61 MB, 2.031 GB."""
+def in_units(nbytes: float) -> tuple[float, str]:
+    """In the largest decimal unit of which it is at least one: (143.61, "MB")."""
     value, unit = float(nbytes), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < 1000:
             break
         value, unit = value / 1000, larger
+    return value, unit
+
+
+def show_size(nbytes: float) -> str:
+    """Decimal units, enough digits to tell a size from the next: 143.61 MB, 2.031 GB."""
+    value, unit = in_units(nbytes)
     return f"{value:,.0f} B" if unit == "B" else f"{value:,.5g} {unit}"

@@ -131,8 +131,11 @@ def test_what_cannot_be_checked_is_refused_at_once(
     assert "--against MODEL" in capsys.readouterr().err
     assert run(["check", out, "--against", model, "--min-top1", "90"]) == 2
     assert "a share from 0 to 1" in capsys.readouterr().err
-    assert run(["check", out, "--against", model, "--html", "nowhere/x.html"]) == 2
-    assert "no folder" in capsys.readouterr().err
+    for option in ("--html", "--manifest"):
+        assert run(["check", out, "--against", model, option, "nowhere/x"]) == 2
+        assert "no folder" in capsys.readouterr().err
+    assert run([model, "--to", "gguf", "--plan", "--manifest", "m"]) == 2
+    assert "--manifest" in capsys.readouterr().err
 
 
 def test_help_shows_gates_in_a_section(capsys: pytest.CaptureFixture[str]) -> None:
