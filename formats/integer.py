@@ -17,8 +17,9 @@ from qconvert.formats.grid import Lines, ScaleOverflow
 from qconvert.formats.nearest import inverse, nearest_codes, on_lines
 from qconvert.formats.ragged import cut, filled
 from qconvert.formats.tensor import QuantizedTensor
-from qconvert.kernels.fit import SHORTENED, Body, Fit, Symmetric, ZeroPoint, fit
-from qconvert.kernels.plain import stored
+from qconvert.kernels.bodies import Body
+from qconvert.kernels.fit import Fit, Symmetric, ZeroPoint, fit
+from qconvert.kernels.scales import SHORTENED, stored
 
 Floats = NDArray[np.float32]
 
@@ -49,7 +50,7 @@ class IntegerGrid:
     Parameters: "d", and "zero" uint8 [rows, groups].
 
     Scales are kept as float16, or as float32 that hold what is stored exactly: bfloat16 has no
-    numpy type, and of float32 sixteen significant bits are used (see `kernels.fit.SHORTENED`).
+    numpy type, and of float32 sixteen significant bits are used (see `kernels.scales.SHORTENED`).
     Portable scales are float16 that bfloat16 holds exactly too, so that one set of codes serves
     files with either; they leave 0.01 to 0.03 % more squared error at 4 bits, as bfloat16 does.
     Those of "portable5" have five significant bits, so that a runtime may also multiply in bfloat16

@@ -8,17 +8,15 @@ independent of each other. The bodies are `descent_plain.py` (numpy, the truth) 
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qconvert.kernels.bodies import Body, module
 from qconvert.kernels.fit import (
-    SHORTENED,
     Affine,
-    Body,
     Fit,
     SuperAffine,
     SuperSymmetric,
@@ -26,6 +24,7 @@ from qconvert.kernels.fit import (
     Table,
     ZeroPoint,
 )
+from qconvert.kernels.scales import SHORTENED
 
 Floats = NDArray[np.float32]
 
@@ -85,7 +84,7 @@ def feed_back(
     codes [cols, rows] and the errors over the factor's diagonal [cols, rows]: columns beyond the
     panel are to be lowered by U[panel, beyond]' @ errors. Source: GPTQ (Frantar et al. 2022).
     """
-    run = importlib.import_module(f"qconvert.kernels.descent_{body}").feed_back
+    run = module(body, "descent").feed_back
     cols, rows = w.shape
     known = Levels.of(levels)
     (w, scale, offset_), count = _padded(rows, w, scale, NONE if offset is None else offset)
@@ -117,7 +116,7 @@ def descend(
     table (see `parameters_move`) only codes are moved.
     Returns the change of the values [cols, rows]; the gradient of other columns is the caller's.
     """
-    run = importlib.import_module(f"qconvert.kernels.descent_{body}").descend
+    run = module(body, "descent").descend
     cols, rows = gradient.shape
     known, kind = Levels.of(search.levels), KINDS[type(search)]
     fields = (chosen, state.scale, state.offset, state.d, state.dmin)
@@ -152,7 +151,7 @@ def limits_of(search: Any) -> tuple[float, float]:
 
 
 def low_bits_of(search: Any) -> int:
-    """How scales are rounded when they are stored, as `kernels.fit.SHORTENED` says."""
+    """How scales are rounded when they are stored, as `kernels.scales.SHORTENED` says."""
     return SHORTENED[getattr(search, "scale", "float16")]
 
 

@@ -1,34 +1,25 @@
 """Fit a matrix onto a grid: which search, over which values, by which body.
 
-A `Fit` is the data of one grid's search; `fit` runs it. The bodies are `plain.py` (numpy, the
-truth) and `cpu.py` (numba, the same bits, compiled at first use and cached on disk by numba).
+A `Fit` is the data of one grid's search; `fit` runs it. The bodies are in `plain/`
+(the truth), `cpu/` (numba, the same bits, compiled at first use and cached on disk) and `gpu/`.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qconvert.kernels.bodies import Body, module
 from qconvert.kernels.levels import IQ4_LEVELS
-
-Body = Literal["cpu", "plain"]
+from qconvert.kernels.scales import SHORTENED
 
 ROWS_AT_ONCE = 16  # the fast body works on this many rows together; threads split at multiples
 SUPER = 256
-SHORTENED = {"float16": 0, "bfloat16": 16, "float32": 8, "portable": -16, "portable5": -19}
-"""What a scale can be stored as -> low bits of its float32 that are rounded away; 0: float16. Below
-0: rounded to float16, then as many low bits away; -16 leaves what float16 and bfloat16 both hold
-exactly, eight significant bits within float16's range and its subnormals, 65280 at most; -19 five
-significant bits, 63488 at most: bfloat16 also holds them times any whole number up to 8.
-
-Of float32, sixteen significant bits are used: then scale * code and scale * (code - zero) are exact
-for eight-bit codes, and come out the same in whatever order a runtime computes them."""
 
 LEAST_IMPORTANCE = 1e-6  # of a column, relative to the mean
 
@@ -226,7 +217,7 @@ def fit(
     codes = np.empty((full, cols), np.uint8)
     params = {name: np.empty((full, cols // per), np.float32) for name, per in search.outputs}
     arguments = search.arguments()
-    run = getattr(importlib.import_module(f"qconvert.kernels.{body}"), search.kernel)
+    run = getattr(module(body, "fit"), search.kernel)
 
     def part(start: int, stop: int) -> None:
         start = min(start, stop - ROWS_AT_ONCE)  # rows that two parts share get the same values

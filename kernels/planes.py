@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.kernels import cpu_planes as fast
+from qconvert.kernels.cpu import planes as fast
 
 Bytes = NDArray[np.uint8]
 WORD = np.uint64

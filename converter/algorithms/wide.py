@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qconvert.kernels.descent import State, limits_of, low_bits_of
 from qconvert.kernels.fit import Fit
-from qconvert.kernels.plain import stored
+from qconvert.kernels.scales import stored
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

@@ -33,9 +33,9 @@ from qconvert.formats.grid import Lines
 from qconvert.formats.grid import ScaleOverflow as ScaleOverflow
 from qconvert.formats.nearest import nearest_codes, on_lines
 from qconvert.formats.tensor import QuantizedTensor
+from qconvert.kernels.bodies import Body
 from qconvert.kernels.fit import (
     Affine,
-    Body,
     Fit,
     SuperAffine,
     SuperSymmetric,

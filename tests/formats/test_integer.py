@@ -12,8 +12,7 @@ from qconvert.formats.grid import Lines, ScaleOverflow
 from qconvert.formats.integer import GRIDS as USUAL
 from qconvert.formats.integer import IntegerGrid
 from qconvert.formats.tensor import QuantizedTensor
-from qconvert.kernels.fit import SHORTENED
-from qconvert.kernels.plain import stored
+from qconvert.kernels.scales import SHORTENED, stored
 
 GRIDS = [
     IntegerGrid(bits, group, symmetric, scale)

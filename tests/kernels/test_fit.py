@@ -7,7 +7,7 @@ import pytest
 
 from qconvert.formats.gguf.grids import GRIDS, GGUFGrid
 from qconvert.formats.integer import IntegerGrid
-from qconvert.kernels.fit import Body
+from qconvert.kernels.bodies import Body
 
 SEED = 7
 INTEGERS = [

@@ -1,4 +1,4 @@
-"""The grid's own search: weighted least squares from many starts (see `kernels.plain`)."""
+"""The grid's own search: weighted least squares from many starts (see `kernels.plain.fit`)."""
 
 from __future__ import annotations
 

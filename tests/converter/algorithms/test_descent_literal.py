@@ -24,8 +24,8 @@ from qconvert.formats.integer import IntegerGrid
 from qconvert.formats.minifloat import GRIDS as FLOATS
 from qconvert.formats.minifloat import BindableGrid
 from qconvert.kernels.descent import NONE, State, descend
-from qconvert.kernels.fit import SHORTENED, SuperAffine, SuperSymmetric, Table
-from qconvert.kernels.plain import stored
+from qconvert.kernels.fit import SuperAffine, SuperSymmetric, Table
+from qconvert.kernels.scales import SHORTENED, stored
 
 Tasks = Callable[..., Task]
 FIT = fits()["weighted"]

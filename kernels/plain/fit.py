@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.kernels.levels import IQ4_LEVELS, IQ4_MIDDLES
+from qconvert.kernels.scales import TINY, half, stored
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 
 SUPER = 256
-TINY = np.float32(1e-30)
 HUGE = np.float32(3e38)
 
 
@@ -51,24 +51,6 @@ def _smaller(a: Floats, b: Floats | np.float32) -> Floats:
 
 def _larger(a: Floats, b: Floats | np.float32) -> Floats:
     return np.where(a > b, a, b)
-
-
-def _half(a: Floats) -> Floats:
-    with np.errstate(over="ignore"):
-        return a.astype(np.float16).astype(np.float32)
-
-
-def stored(a: Floats, shortened: int) -> Floats:
-    """Rounded to nearest even as `fit.SHORTENED` says; what is below TINY becomes 0."""
-    if shortened == 0:
-        return _half(a)
-    if shortened < 0:  # the last turns into infinity what was rounded up beyond float16
-        return _half(stored(_half(a), -shortened))
-    bits = np.ascontiguousarray(a, np.float32).view(np.uint32)
-    odd = bits >> np.uint32(shortened) & np.uint32(1)
-    bits = bits + (odd + np.uint32((1 << shortened - 1) - 1))
-    bits &= np.uint32(0xFFFFFFFF ^ (1 << shortened) - 1)
-    return np.where(np.abs(a) > TINY, bits.view(np.float32), np.float32(0))
 
 
 def _inverse(d: Floats) -> Floats:
@@ -167,7 +149,7 @@ def fit_affine(
     """x ~ d * code + m, codes 0..top; d and m are float16."""
     g, w = _groups(x, rows, cols, size), _groups(_weights(weight, cols), 1, cols, size)
     d, m = _affine_scale(g, w, top, True, tops, shifts, rounds)
-    d, m = _half(d), _half(m)
+    d, m = half(d), half(m)
     v = (g - m[..., None]) * _inverse(d)[..., None]
     codes[:] = _encode(v, np.float32(0), top, False).reshape(-1)
     d_out[:], m_out[:] = d, m
@@ -223,7 +205,7 @@ def fit_super_symmetric(
     shape = (-1, cols // SUPER, SUPER // size, size)
     g, w = x.reshape(shape), _weights(weight, cols).reshape(shape)
     found = _symmetric_scale(g, w, lo, hi, table, anchors, rounds)
-    d = _half(_extreme(found) / scale_lo)
+    d = half(_extreme(found) / scale_lo)
     scales = _clamp(found * _inverse(d)[..., None], scale_lo, scale_hi)
     for _ in range(refits):
         d, scales = _refine_symmetric(g, w, lo, hi, table, scale_lo, scale_hi, d, scales)
@@ -250,7 +232,7 @@ def _refine_symmetric(
         best_qq, best_xq = np.where(better, sqq, best_qq), np.where(better, sxq, best_xq)
     saa = _ordered_sum(best_s * best_s * best_qq)
     sxa = _ordered_sum(best_s * best_xq)
-    fitted = _half(sxa / _larger(saa, TINY))
+    fitted = half(sxa / _larger(saa, TINY))
     return np.where(fitted != 0, fitted, d), best_s
 
 
@@ -267,8 +249,8 @@ def fit_super_affine(
     scale, offset = _affine_scale(g, w, top, False, tops, shifts, rounds)
     low = zero - offset
     d, dmin = (
-        _half(_larger(scale.max(-1), zero) / scale_top),
-        _half(_larger(low.max(-1), zero) / scale_top),
+        half(_larger(scale.max(-1), zero) / scale_top),
+        half(_larger(low.max(-1), zero) / scale_top),
     )
     scales = _smaller(np.rint(scale * _inverse(d)[..., None]), scale_top)
     mins = _smaller(np.rint(low * _inverse(dmin)[..., None]), scale_top)
@@ -314,7 +296,7 @@ def _refine_affine(
     alone = sxa / _larger(saa, TINY)
     new_d = np.where(solvable, (sxa * sbb - sxb * sab) / det, alone)
     new_dmin = np.where(solvable, (sxa * sab - sxb * saa) / det, zero)
-    new_d = _half(np.where(new_dmin > zero, new_d, alone))
+    new_d = half(np.where(new_dmin > zero, new_d, alone))
     keep = new_d > zero
-    dmin = np.where(keep, _half(_larger(new_dmin, zero)), dmin)
+    dmin = np.where(keep, half(_larger(new_dmin, zero)), dmin)
     return np.where(keep, new_d, d), dmin, best_s, best_m

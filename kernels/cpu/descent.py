@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from qconvert.kernels.simd import (
+from qconvert.kernels.cpu.simd import (
     LANES,
     absolute,
     any_lane,

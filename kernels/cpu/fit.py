@@ -11,8 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from qconvert.kernels.levels import IQ4_GAPS, IQ4_LOWEST, IQ4_MIDDLES
-from qconvert.kernels.simd import (
+from qconvert.kernels.cpu.simd import (
     LANES,
     absolute,
     both,
@@ -28,6 +27,7 @@ from qconvert.kernels.simd import (
     store_bytes,
     transpose,
 )
+from qconvert.kernels.levels import IQ4_GAPS, IQ4_LOWEST, IQ4_MIDDLES
 
 SUPER = 256  # columns of a super-block
 TINY = np.float32(1e-30)  # below this a sum of squares counts as zero

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.kernels.plain import TINY, stored
+from qconvert.kernels.scales import TINY, stored
 
 Floats = NDArray[np.float32]
 ZERO, TWO = np.float32(0), np.float32(2)

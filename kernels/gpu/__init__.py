@@ -1,0 +1,1 @@
+"""The bodies of the operations for a GPU, in Triton: imported only where one is asked for."""
