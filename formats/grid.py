@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,16 @@ class Bindable(Protocol):
 
     def bound(self, largest: float) -> Grid:
         """The grid for tensors whose largest magnitude, over all that share the scale, is this."""
+        ...
+
+
+class Searched(Protocol):
+    """A grid whose `quantize` is the search that `search` describes and nothing more: so kernels on
+    another device find the same codes."""
+
+    def stored(self, found: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[Any]]:
+        """Parameters that the search found, by the names of its `outputs`, as a tensor of this grid
+        keeps them. `ScaleOverflow` when a scale cannot be stored."""
         ...
 
 

@@ -124,8 +124,7 @@ class IntegerGrid:
         weight = None if weight is None else filled(weight, self.group, weight.mean())
         search = replace(search, size=self.group or w.shape[1])
         codes, found = fit(whole, weight, search, threads=threads, body=body)
-        params = self._params(found["d"], found.get("zero"))
-        return cut(QuantizedTensor(self.name, codes, params), w.shape[1])
+        return cut(QuantizedTensor(self.name, codes, self.stored(found)), w.shape[1])
 
     def place(self, w: Floats, lines: Lines, *, threads: int = 1) -> QuantizedTensor:
         """Stored scales and whole zero points nearest to the wanted `lines`, then nearest codes.
@@ -164,6 +163,11 @@ class IntegerGrid:
 
     def _groups(self, cols: int) -> int:
         return -(-cols // self.group) if self.group else 1
+
+    def stored(self, found: Mapping[str, Floats]) -> dict[str, NDArray[Any]]:
+        """What the search found, as a tensor keeps it; `ScaleOverflow` where a scale is too large
+        for what it is stored as."""
+        return self._params(found["d"], found.get("zero"))
 
     def _params(self, scale: Floats, zero: Floats | None) -> dict[str, NDArray[Any]]:
         if not (np.abs(scale) <= _SCALES[self.scale][2]).all():

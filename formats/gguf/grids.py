@@ -98,15 +98,16 @@ class GGUFGrid:
     ) -> QuantizedTensor:
         """Weighted least squares onto this grid; `ScaleOverflow` beyond float16's range."""
         codes, found = fit(w, weight, self.search, threads=threads, body=body)
-        return QuantizedTensor(self.name, codes, self._stored(found))
+        return QuantizedTensor(self.name, codes, self.stored(found))
 
     def place(self, w: Floats, lines: Lines, *, threads: int = 1) -> QuantizedTensor:
         """Stored parameters nearest to the wanted `lines`, then nearest codes."""
-        params = self._stored(self.parameters.store(lines))
+        params = self.stored(self.parameters.store(lines))
         codes = nearest_codes(w, self.parameters.lines(params), self.levels, threads=threads)
         return QuantizedTensor(self.name, codes, params)
 
-    def _stored(self, found: Mapping[str, Floats]) -> dict[str, NDArray[Any]]:
+    def stored(self, found: Mapping[str, Floats]) -> dict[str, NDArray[Any]]:
+        """What the search found, as a tensor keeps it; `ScaleOverflow` beyond float16."""
         if not all(np.isfinite(values).all() for values in found.values()):
             raise ScaleOverflow(f"{self.name}: a scale is beyond float16 (65504)")
         return {name: found[name].astype(kind) for name, kind in self.parameters.stored.items()}
