@@ -9,17 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.kernels.bodies import Body, module
+from qconvert.kernels.bodies import Body, body_for, module
 from qconvert.kernels.levels import IQ4_LEVELS
 from qconvert.kernels.scales import SHORTENED
 
+if TYPE_CHECKING:
+    import torch
+
 ROWS_AT_ONCE = 16  # the fast body works on this many rows together; threads split at multiples
 SUPER = 256
+WEIGHTS_AT_ONCE = 1 << 26  # of a body on tensors: bounds what it holds beside them
 
 LEAST_IMPORTANCE = 1e-6  # of a column, relative to the mean
 
@@ -197,18 +201,57 @@ def _spans(top: int, spans: tuple[tuple[float, float], ...]) -> tuple[NDArray[np
     return _floats(tuple(top + more for more, _ in spans)), _floats(tuple(s for _, s in spans))
 
 
+@overload
 def fit(
-    x: NDArray[np.float32],  # [rows, cols]
-    weight: NDArray[np.float32] | None,  # [cols], importance; None: all columns alike
+    x: NDArray[np.float32],
+    weight: NDArray[np.float32] | None,
     search: Fit,
     *,
     threads: int = 1,
-    body: Body = "cpu",
-) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.float32]]]:
+    body: Body | None = None,
+) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.float32]]]: ...
+@overload
+def fit(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    search: Fit,
+    *,
+    threads: int = 1,
+    body: Body | None = None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]: ...
+def fit(
+    x: Any,  # float32 [rows, cols]
+    weight: Any,  # float32 [cols], importance; None: all columns alike
+    search: Fit,
+    *,
+    threads: int = 1,
+    body: Body | None = None,
+) -> tuple[Any, dict[str, Any]]:
     """Codes [rows, cols] and parameters [rows, groups]; the same bits for any `threads` and `body`.
 
-    Scales beyond what they are stored as come out infinite: the caller looks for them.
+    Of arrays, arrays, by the body for a processor unless another is asked for; of tensors, tensors
+    on the device of x. Scales beyond what they are stored as come out infinite: the caller looks
+    for them. `ValueError` where importance is negative, not finite, or zero everywhere.
     """
+    if isinstance(x, np.ndarray):
+        if body in (None, "cpu"):
+            return _on_cpu(x, weight, search, threads)
+        import torch
+
+        column = None if weight is None else torch.from_numpy(np.ascontiguousarray(weight))
+        rows = torch.from_numpy(np.ascontiguousarray(x, np.float32))
+        codes, params = fit(rows, column, search, body=body)
+        return codes.numpy(), {name: values.numpy() for name, values in params.items()}
+    body = body_for(x.device, body)
+    known = None if weight is None else weight.detach().float().cpu().numpy()
+    if body == "cpu":
+        return _as_tensors(*_on_cpu(x.detach().float().numpy(), known, search, threads))
+    return _on_tensors(x.detach().float(), known, search, body)
+
+
+def _on_cpu(
+    x: NDArray[np.float32], weight: NDArray[np.float32] | None, search: Fit, threads: int
+) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.float32]]]:
     rows, cols = x.shape
     full = max(rows, ROWS_AT_ONCE)
     if rows < full:
@@ -217,7 +260,7 @@ def fit(
     codes = np.empty((full, cols), np.uint8)
     params = {name: np.empty((full, cols // per), np.float32) for name, per in search.outputs}
     arguments = search.arguments()
-    run = getattr(module(body, "fit"), search.kernel)
+    run = getattr(module("cpu", "fit"), search.kernel)
 
     def part(start: int, stop: int) -> None:
         start = min(start, stop - ROWS_AT_ONCE)  # rows that two parts share get the same values
@@ -227,6 +270,34 @@ def fit(
 
     _in_parts(part, full, threads)
     return codes[:rows], {name: values[:rows] for name, values in params.items()}
+
+
+def _as_tensors(
+    codes: NDArray[np.uint8], params: dict[str, NDArray[np.float32]]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    import torch
+
+    found = {name: torch.from_numpy(values) for name, values in params.items()}
+    return torch.from_numpy(codes), found
+
+
+def _on_tensors(
+    x: torch.Tensor, weight: NDArray[np.float32] | None, search: Fit, body: Body
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    import torch
+
+    per_column = None if weight is None else torch.from_numpy(usable(weight)).to(x.device)
+    run = getattr(module(body, "fit"), search.kernel)
+    arguments = [one.tolist() if hasattr(one, "tolist") else one for one in search.arguments()]
+    step = max(1, WEIGHTS_AT_ONCE // max(x.shape[1], 1))
+    # of no rows, one part all the same, so that every result has its type and width
+    parts = [
+        run(x[start : start + step], per_column, *arguments)
+        for start in range(0, max(len(x), 1), step)
+    ]
+    codes, *params = (torch.cat(found) for found in zip(*parts, strict=True))
+    names = (name for name, _ in search.outputs)
+    return codes, dict(zip(names, params, strict=True))
 
 
 def usable(weight: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import cast
+
 import numpy as np
 import pytest
+import torch
 
 from qconvert.formats.gguf.grids import GRIDS, GGUFGrid
 from qconvert.formats.integer import IntegerGrid
 from qconvert.kernels.bodies import Body
+from qconvert.kernels.fit import Symmetric, fit
 
 SEED = 7
 INTEGERS = [
@@ -101,3 +106,35 @@ def test_columns_without_importance_are_harmless() -> None:
     for grid in GRIDS.values():
         decoded = grid.decode(grid.quantize(_matrix(16, 256)[8:], weight))
         assert np.isfinite(decoded).all()
+
+
+@every_grid
+def test_tensors_in_tensors_out(grid: GGUFGrid | IntegerGrid) -> None:
+    search = grid.search if grid.search.size else replace(cast(Symmetric, grid.search), size=256)
+    cols = 256 // search.size * search.size  # whole groups: what ragged rows are filled up to
+    x, weight = _matrix(19, cols), _importance(cols)
+    codes, params = fit(x, weight, search)
+    for body in ("plain", None):
+        found, values = fit(torch.from_numpy(x), torch.from_numpy(weight), search, body=body)
+        assert np.array_equal(found.numpy(), codes)
+        assert found.dtype == torch.uint8
+        assert {name: v.numpy().tobytes() for name, v in values.items()} == {
+            name: v.tobytes() for name, v in params.items()
+        }
+
+
+def test_rows_in_parts_are_the_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, search = torch.from_numpy(_matrix(9, 256)), GRIDS["Q4_K"].search
+    codes, params = fit(x, None, search, body="plain")
+    monkeypatch.setattr("qconvert.kernels.fit.WEIGHTS_AT_ONCE", 512)
+    again, values = fit(x, None, search, body="plain")
+    assert torch.equal(codes, again)
+    assert all(torch.equal(params[name], values[name]) for name in params)
+    assert fit(x[:0], None, search, body="plain")[0].shape == (0, 256)
+
+
+def test_scales_beyond_float16_are_infinite() -> None:
+    x = _matrix(16, 256) * np.float32(1e8)
+    for body in ("cpu", "plain"):
+        _, params = fit(x, None, GRIDS["Q4_0"].search, body=body)
+        assert np.isinf(params["d"]).any()
