@@ -2,19 +2,19 @@
 
 Both work on a panel of columns that are processed together, and leave the columns beyond it to
 matrix products of the caller. Everything is stored with columns first, [cols, rows], and rows are
-independent of each other. The bodies are `descent_plain.py` (numpy, the truth) and `descent_cpu.py`
-(numba, the same bits).
+independent of each other. Arrays are numpy's, or torch tensors of one device, all of one kind: what
+comes back is of that kind too. All bodies give the same numbers, bit for bit.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qconvert.kernels.bodies import Body, module
+from qconvert.kernels.bodies import Body, body_for, module
 from qconvert.kernels.fit import (
     Affine,
     Fit,
@@ -27,6 +27,8 @@ from qconvert.kernels.fit import (
 from qconvert.kernels.scales import SHORTENED
 
 Floats = NDArray[np.float32]
+Array: TypeAlias = Any
+"""float32, numpy's or torch's; torch is not imported where none comes in."""
 
 ROWS_AT_ONCE = 16
 KINDS: dict[type, int] = {
@@ -61,54 +63,54 @@ class State:
     """Parameters of a panel, changed in place. Which are used, and for what, is said by `KINDS`.
 
     `scale`, `offset`: [groups, rows], offset also for zero points and minima; `d`, `dmin`: [rows].
+    What is not used is empty, of whatever kind.
     """
 
-    scale: Floats
-    offset: Floats = field(default_factory=lambda: NONE)
-    d: Floats = field(default_factory=lambda: NONE)
-    dmin: Floats = field(default_factory=lambda: NONE)
+    scale: Array
+    offset: Array = field(default_factory=lambda: NONE)
+    d: Array = field(default_factory=lambda: NONE)
+    dmin: Array = field(default_factory=lambda: NONE)
 
 
 def feed_back(
-    w: Floats,  # [cols, rows], of the panel
-    factor: Floats,  # [cols, cols], upper triangular, of the panel
-    scale: Floats,  # [groups, rows]
-    offset: Floats | None,
-    levels: Floats,
+    w: Array,  # [cols, rows], of the panel
+    factor: Array,  # [cols, cols], upper triangular, of the panel
+    scale: Array,  # [groups, rows]
+    offset: Array | None,
+    levels: Floats,  # numpy's, as a grid states them
     *,
-    body: Body = "cpu",
-) -> tuple[NDArray[np.uint8], Floats]:
+    body: Body | None = None,
+) -> tuple[Array, Array]:
     """Round column after column; each error is taken out of the columns after it.
 
-    `factor` is the upper Cholesky factor U of the inverse second moments, H^-1 = U'U. Returns the
-    codes [cols, rows] and the errors over the factor's diagonal [cols, rows]: columns beyond the
-    panel are to be lowered by U[panel, beyond]' @ errors. Source: GPTQ (Frantar et al. 2022).
+    `factor` is the upper Cholesky factor U of the inverse second moments, H^-1 = U'U; what it has
+    below the diagonal is not read. Returns the codes [cols, rows], uint8, and the errors over the
+    factor's diagonal [cols, rows]: columns beyond the panel are to be lowered by
+    U[panel, beyond]' @ errors. Source: GPTQ (Frantar et al. 2022).
     """
-    run = module(body, "descent").feed_back
-    cols, rows = w.shape
-    known = Levels.of(levels)
-    (w, scale, offset_), count = _padded(rows, w, scale, NONE if offset is None else offset)
-    codes = np.empty((cols, count), np.uint8)
-    errors = np.empty((cols, count), np.float32)
-    size = cols // len(scale)
-    run(
-        w, np.ascontiguousarray(factor), size, scale, offset_, offset is not None,
+    chosen, rows = _body(w, body), w.shape[1]
+    known, size = Levels.of(levels), len(w) // len(scale)
+    given = (w, factor, scale, NONE if offset is None else offset)
+    w_, factor_, scale_, offset_ = _for_body(chosen, rows, *given, tiled=(True, False, True, True))
+    codes, errors = _like(w_, "uint8"), _like(w_, "float32")
+    module(chosen, "descent").feed_back(
+        w_, factor_, size, scale_, offset_, offset is not None,
         known.low, known.high, known.middles, known.gaps, codes, errors,
     )  # fmt: skip
-    return codes[:, :rows], errors[:, :rows]
+    return _as_given(codes, w)[:, :rows], _as_given(errors, w)[:, :rows]
 
 
 def descend(
-    gradient: Floats,  # [cols, rows]: second moments @ (values - targets), of the panel's columns
-    moments: Floats,  # [cols, cols], symmetric, of the panel
-    chosen: Floats,  # [cols, rows]: level of each weight; changed in place
+    gradient: Array,  # [cols, rows]: second moments @ (values - targets), of the panel's columns
+    moments: Array,  # [cols, cols], symmetric, of the panel
+    chosen: Array,  # [cols, rows]: level of each weight; changed in place
     state: State,  # changed in place
     search: Fit,
     *,
     sweeps: int = 1,
     parameters: bool = True,
-    body: Body = "cpu",
-) -> Floats:
+    body: Body | None = None,
+) -> Array:
     """Lower each row's error (v - t)' H (v - t) by moving one thing at a time to its best place.
 
     In turn: every code, then (`parameters`) each group's scale and offset, then the scales that
@@ -116,24 +118,24 @@ def descend(
     table (see `parameters_move`) only codes are moved.
     Returns the change of the values [cols, rows]; the gradient of other columns is the caller's.
     """
-    run = module(body, "descent").descend
-    cols, rows = gradient.shape
+    which, (cols, rows) = _body(gradient, body), gradient.shape
     known, kind = Levels.of(search.levels), KINDS[type(search)]
-    fields = (chosen, state.scale, state.offset, state.d, state.dmin)
-    (gradient, *padded), count = _padded(rows, gradient, *fields)
-    change = np.empty((cols, count), np.float32)
+    changed = (chosen, state.scale, state.offset, state.d, state.dmin)
+    given = (moments, gradient, *changed)
+    tiled = (False, *(True for _ in given[1:]))
+    moments_, gradient_, *found = _for_body(which, rows, *given, tiled=tiled)
+    change = _like(gradient_, "float32")
     limits = limits_of(search)
-    parameters = parameters and parameters_move(search)
-    run(
-        gradient, np.ascontiguousarray(moments), cols // len(state.scale), kind,
+    module(which, "descent").descend(
+        gradient_, moments_, cols // len(state.scale), kind,
         known.low, known.high, known.middles, known.gaps,
         np.float32(limits[0]), np.float32(limits[1]), low_bits_of(search),
-        *padded, change, sweeps, parameters,
+        *found, change, sweeps, parameters and parameters_move(search),
     )  # fmt: skip
-    for mine, found in zip(fields, padded, strict=True):
-        if mine.size:
-            mine[...] = found[..., :rows]
-    return change[:, :rows]
+    for mine, new in zip(changed, found, strict=True):
+        if len(mine):
+            mine[...] = _as_given(new, mine)[..., :rows]
+    return _as_given(change, gradient)[:, :rows]
 
 
 def parameters_move(search: Fit) -> bool:
@@ -155,15 +157,54 @@ def low_bits_of(search: Any) -> int:
     return SHORTENED[getattr(search, "scale", "float16")]
 
 
-def _padded(rows: int, *arrays: Floats) -> tuple[list[Floats], int]:
-    """Copies with whole tiles of rows; the rows added are zero. Empty arrays stay empty."""
-    count = -(-rows // ROWS_AT_ONCE) * ROWS_AT_ONCE
-    found = []
-    for one in arrays:
-        if not one.size:
-            found.append(one)
-            continue
-        wide = np.zeros((*one.shape[:-1], count), np.float32)
-        wide[..., :rows] = one
-        found.append(wide)
-    return found, count
+def _body(given: Array, asked: Body | None) -> Body:
+    if isinstance(given, np.ndarray):
+        return asked or "cpu"
+    return body_for(given.device, asked)
+
+
+def _for_body(body: Body, rows: int, *arrays: Array, tiled: tuple[bool, ...]) -> list[Array]:
+    """Contiguous float32 copies of those that are `tiled`, all else as it is: numpy's for the body
+    of a processor, whose rows fill whole tiles; tensors for the others."""
+    if body == "cpu":
+        plain = [one if isinstance(one, np.ndarray) else one.numpy() for one in arrays]
+        return [
+            _padded(rows, one) if wide else np.ascontiguousarray(one)
+            for one, wide in zip(plain, tiled, strict=True)
+        ]
+    import torch
+
+    tensors = [torch.from_numpy(one) if isinstance(one, np.ndarray) else one for one in arrays]
+    return [
+        one.clone(memory_format=torch.contiguous_format) if wide else one.contiguous()
+        for one, wide in zip(tensors, tiled, strict=True)
+    ]
+
+
+def _padded(rows: int, one: Floats) -> Floats:
+    """A copy with whole tiles of rows; the rows added are zero. An empty array stays empty."""
+    if not one.size:
+        return one
+    wide = np.zeros((*one.shape[:-1], -(-rows // ROWS_AT_ONCE) * ROWS_AT_ONCE), np.float32)
+    wide[..., :rows] = one
+    return wide
+
+
+def _like(one: Array, kind: str) -> Array:
+    """Of the shape of `one`, not filled, on its device."""
+    if isinstance(one, np.ndarray):
+        return np.empty(one.shape, kind)
+    import torch
+
+    return torch.empty_like(one, dtype=getattr(torch, kind))
+
+
+def _as_given(found: Array, given: Array) -> Array:
+    """`found` as numpy's or torch's, as `given` is; nothing is copied."""
+    if isinstance(found, np.ndarray) == isinstance(given, np.ndarray):
+        return found
+    if isinstance(given, np.ndarray):
+        return found.numpy()
+    import torch
+
+    return torch.from_numpy(found)

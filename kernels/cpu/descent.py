@@ -1,6 +1,6 @@
-"""The bodies of `descent.py` for a CPU: sixteen rows at a time, one row a lane.
+"""The bodies of `kernels/descent.py` for a CPU: sixteen rows at a time, one row a lane.
 
-Every function does the same operations in the same order as its namesake in `descent_plain.py`.
+Every function does the same operations in the same order as its namesake in `plain/descent.py`.
 Arrays are flat or [cols, rows] with rows a multiple of sixteen; a tile holds a panel's columns of
 sixteen rows, so that the inner loops stay in the cache.
 """

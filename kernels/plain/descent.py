@@ -1,4 +1,4 @@
-"""The bodies of `descent.py` written out in numpy: the truth that the fast ones must equal.
+"""The bodies of `descent.py` written out in torch: the truth that the fast ones must equal.
 
 Arrays are [cols, rows]; every statement works on all rows at once and sums run in the order of the
 columns, in float32. `h` is the panel of second moments; `g` the gradient H (v - t), kept up to date
@@ -10,119 +10,134 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from qconvert.kernels.scales import TINY, stored
+from qconvert.kernels.plain.scales import half, stored
+from qconvert.kernels.scales import TINY
 
 Floats = NDArray[np.float32]
-ZERO, TWO = np.float32(0), np.float32(2)
+_TINY = float(TINY)
 
 
-def _inverse(d: Floats) -> Floats:
+def _inverse(d: Tensor) -> Tensor:
     """1 / d, or 0 where d is 0."""
-    alive = np.abs(d) > 0
-    return np.where(alive, np.float32(1) / np.where(alive, d, np.float32(1)), ZERO)
+    one = torch.ones_like(d)
+    alive = d.abs() > 0
+    return torch.where(alive, one / torch.where(alive, d, one), 0.0)
 
 
-def _clamp(v: Floats, low: np.float32, high: np.float32) -> Floats:
-    v = np.where(v < high, v, high)
-    return np.where(v > low, v, low)
+def _clamp(v: Tensor, low: float, high: float) -> Tensor:
+    v = torch.where(v < high, v, high)
+    return torch.where(v > low, v, low)
 
 
-def _nearest(v: Floats, low: np.float32, high: np.float32, middles: Floats, gaps: Floats) -> Floats:
-    """The level nearest to v: a whole number in [low, high], or one of an ascending table."""
-    if not middles.size:
-        return _clamp(np.rint(v), low, high)
-    level = np.full_like(v, low)
-    for middle, gap in zip(middles, gaps, strict=True):
-        level = level + np.where(v > middle, gap, ZERO)
-    return level
+def _at_least_tiny(v: Tensor) -> Tensor:
+    return torch.where(v > _TINY, v, _TINY)
 
 
-def _code(v: Floats, low: np.float32, high: np.float32, middles: Floats) -> Floats:
-    if not middles.size:
-        return _clamp(np.rint(v), low, high) - low
-    found: Floats = (v > middles[:, None]).sum(0).astype(np.float32)
-    return found
+@dataclass(frozen=True, slots=True)
+class _Levels:
+    """Whole numbers in [low, high], or an ascending table with `middles` between neighbours."""
+
+    low: float
+    high: float
+    middles: tuple[float, ...]
+    gaps: tuple[float, ...]
+
+    @classmethod
+    def of(cls, low: np.float32, high: np.float32, middles: Floats, gaps: Floats) -> _Levels:
+        return cls(float(low), float(high), tuple(middles.tolist()), tuple(gaps.tolist()))
+
+    def nearest(self, v: Tensor) -> Tensor:
+        """The level nearest to v."""
+        if not self.middles:
+            return _clamp(v.round(), self.low, self.high)
+        level = torch.full_like(v, self.low)
+        for middle, gap in zip(self.middles, self.gaps, strict=True):
+            level = level + (v > middle).to(v.dtype) * gap
+        return level
+
+    def code(self, v: Tensor) -> Tensor:
+        """The code of that level, counted from 0."""
+        if not self.middles:
+            return _clamp(v.round(), self.low, self.high) - self.low
+        code = torch.zeros_like(v)
+        for middle in self.middles:
+            code += v > middle
+        return code
 
 
 def feed_back(
-    w: Floats, factor: Floats, size: int, scale: Floats, offset: Floats, shifted: bool,
+    w: Tensor, factor: Tensor, size: int, scale: Tensor, offset: Tensor, shifted: bool,
     low: np.float32, high: np.float32, middles: Floats, gaps: Floats,
-    codes: NDArray[np.uint8], errors: Floats,
+    codes: Tensor, errors: Tensor,
 ) -> None:  # fmt: skip
     """Fill `codes` and `errors`, both [cols, rows]."""
-    w = w.copy()
+    w, levels = w.clone(), _Levels.of(low, high, middles, gaps)
+    over = torch.ones_like(factor.diagonal()) / factor.diagonal()
     for j in range(len(w)):
         a = scale[j // size]
-        b = offset[j // size] if shifted else ZERO
+        b = offset[j // size] if shifted else torch.zeros_like(a)
         at = (w[j] - b) * _inverse(a)
-        codes[j] = _code(at, low, high, middles).astype(np.uint8)
-        level = _nearest(at, low, high, middles, gaps)
-        errors[j] = (w[j] - (a * level + b)) * (np.float32(1) / factor[j, j])
-        for i in range(j + 1, len(w)):
-            w[i] = w[i] - errors[j] * factor[j, i]
+        codes[j] = levels.code(at).to(torch.uint8)
+        errors[j] = (w[j] - (a * levels.nearest(at) + b)) * over[j]
+        w[j + 1 :] -= errors[j] * factor[j, j + 1 :, None]
 
 
 @dataclass(slots=True)
 class _Panel:
     """A panel in the course of a descent, and how its levels and parameters are stored."""
 
-    g: Floats
-    h: Floats
-    levels: Floats
-    sums: Floats  # of each column's moments within its group
+    g: Tensor
+    h: Tensor
+    chosen: Tensor
+    sums: Tensor  # of each column's moments within its group
     kind: int
-    low: np.float32
-    high: np.float32
-    middles: Floats
-    gaps: Floats
-    limits: tuple[np.float32, np.float32]
+    levels: _Levels
+    limits: tuple[float, float]
     low_bits: int
 
-    def push(self, j: int, change: Floats) -> None:
+    def push(self, j: int, change: Tensor) -> None:
         """The gradient after the value of column j changed."""
-        for i in range(len(self.g)):
-            self.g[i] = self.g[i] + change * self.h[j, i]
+        self.g += change * self.h[j][:, None]
 
-    def push_all(self, p: Floats, first: int, last: int, factor: Floats) -> None:
+    def push_all(self, p: Tensor, first: int, last: int, factor: Tensor) -> None:
         for j in range(first, last):
             self.push(j, factor * p[j])
 
-    def curvature(self, p: Floats, first: int, last: int) -> Floats:
-        total = np.zeros_like(p[0])
-        for j in range(first, last):
-            cross = np.zeros_like(p[0])
-            for i in range(first, j):
-                cross = cross + self.h[j, i] * p[i]
-            total = total + p[j] * (cross + cross + self.h[j, j] * p[j])
-        return np.where(total > TINY, total, TINY)
+    def curvature(self, p: Tensor, first: int, last: int) -> Tensor:
+        """Each column's products with those before it, in their order; then over the columns."""
+        h, p = self.h[first:last, first:last], p[first:last]
+        cross = torch.zeros_like(p)
+        for i in range(last - first):
+            cross[i + 1 :] += h[i + 1 :, i, None] * p[i]
+        terms = p * (cross + cross + h.diagonal()[:, None] * p)
+        return _at_least_tiny(_ordered_sum(terms))
 
-    def slope(self, p: Floats, first: int, last: int) -> Floats:
-        total: Floats = np.zeros_like(p[0])
-        for j in range(first, last):
-            total = total + p[j] * self.g[j]
-        return total
+    def slope(self, p: Tensor, first: int, last: int) -> Tensor:
+        return _ordered_sum(p[first:last] * self.g[first:last])
 
-    def move_codes(self, first: int, last: int, a: Floats) -> None:
-        per_scale, alive = _inverse(a), np.abs(a) > 0
+    def move_codes(self, first: int, last: int, a: Tensor) -> None:
+        per_scale, alive = _inverse(a), a.abs() > 0
+        over = torch.ones_like(self.h.diagonal()) / self.h.diagonal()
         for j in range(first, last):
-            inverse = np.float32(1) / self.h[j, j]
-            wanted = self.levels[j] - self.g[j] * inverse * per_scale
-            step = _nearest(wanted, self.low, self.high, self.middles, self.gaps) - self.levels[j]
-            step = np.where(alive, step, ZERO)
-            self.levels[j] = self.levels[j] + step
+            wanted = self.chosen[j] - self.g[j] * over[j] * per_scale
+            step = self.levels.nearest(wanted) - self.chosen[j]
+            step = torch.where(alive, step, 0.0)
+            self.chosen[j] += step
             self.push(j, a * step)
 
     def move_scale(
-        self, first: int, last: int, a: Floats, zero: Floats, d: Floats, s: Floats
-    ) -> tuple[Floats, Floats]:
+        self, first: int, last: int, a: Tensor, zero: Tensor, d: Tensor, s: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """(new scale, what is stored of it) of a group alone, values a * (level - zero)."""
-        p = self.levels - zero
+        p = self.chosen - zero
         slope, curvature = self.slope(p, first, last), self.curvature(p, first, last)
         wanted = a - slope / curvature
         if self.kind == 2:
-            whole = _clamp(np.rint(wanted * _inverse(d)), *self.limits)
+            whole = _clamp((wanted * _inverse(d)).round(), *self.limits)
             new = d * whole
         else:
             new = whole = stored(wanted, self.low_bits)
@@ -130,134 +145,142 @@ class _Panel:
         good = _lowers(step, slope, curvature)
         if self.kind == 4:
             good = good & (new > 0)
-        self.push_all(p, first, last, np.where(good, step, ZERO))
-        return np.where(good, new, a), np.where(good, whole, s)
+        self.push_all(p, first, last, torch.where(good, step, 0.0))
+        return torch.where(good, new, a), torch.where(good, whole, s)
 
-    def move_zero(self, first: int, last: int, a: Floats, zero: Floats) -> Floats:
+    def move_zero(self, first: int, last: int, a: Tensor, zero: Tensor) -> Tensor:
         """The whole zero point of a group alone."""
-        slope, total = np.zeros_like(a), np.float32(0)
-        for j in range(first, last):
-            slope = slope + self.g[j]
-            total += self.sums[j]
-        slope = (ZERO - a) * slope
-        curvature = a * a * total
-        curvature = np.where(curvature > TINY, curvature, TINY)
-        new = _clamp(np.rint(zero - slope / curvature), *self.limits)
+        slope = -a * _ordered_sum(self.g[first:last])
+        curvature = _at_least_tiny(a * a * _ordered_sum(self.sums[first:last]))
+        new = _clamp((zero - slope / curvature).round(), *self.limits)
         step = new - zero
-        step = np.where(_lowers(step, slope, curvature), step, ZERO)
-        self.push_all(np.ones_like(self.g), first, last, (ZERO - a) * step)
+        step = torch.where(_lowers(step, slope, curvature), step, 0.0)
+        self.push_all(torch.ones_like(self.g), first, last, -a * step)
         return zero + step
 
     def move_line(
-        self, first: int, last: int, a: Floats, b: Floats,
-        d: Floats, dmin: Floats, s: Floats, m: Floats,
-    ) -> tuple[Floats, Floats]:  # fmt: skip
+        self, first: int, last: int, a: Tensor, b: Tensor,
+        d: Tensor, dmin: Tensor, s: Tensor, m: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """What is stored of the scale and offset of a group, moved together."""
-        slope_a, slope_b = self.slope(self.levels, first, last), np.zeros_like(a)
-        curve_a, mixed = self.curvature(self.levels, first, last), np.zeros_like(a)
-        total = np.float32(0)
-        for j in range(first, last):
-            slope_b = slope_b + self.g[j]
-            mixed = mixed + self.levels[j] * self.sums[j]
-            total += self.sums[j]
-        curve_b = max(total, TINY)
+        slope_a, slope_b = self.slope(self.chosen, first, last), _ordered_sum(self.g[first:last])
+        curve_a, sums = self.curvature(self.chosen, first, last), self.sums[first:last]
+        mixed = _ordered_sum(self.chosen[first:last] * sums[:, None])
+        curve_b = _at_least_tiny(_ordered_sum(sums))
         det = curve_a * curve_b - mixed * mixed
-        solvable = det > TINY
-        joint = (mixed * slope_b - curve_b * slope_a) / np.where(solvable, det, np.float32(1))
-        wanted = a + np.where(solvable, joint, ZERO - slope_a / curve_a)
-        best = step_a = step_b = np.zeros_like(a)
+        solvable = det > _TINY
+        joint = (mixed * slope_b - curve_b * slope_a) / torch.where(solvable, det, 1.0)
+        wanted = a + torch.where(solvable, joint, -slope_a / curve_a)
+        best = step_a = step_b = torch.zeros_like(a)
         best_s, best_m = s, m
         for near in (-1, 0, 1) if self.kind == 3 else (0,):
             if self.kind == 3:
-                whole = np.rint(wanted * _inverse(d)) + np.float32(near)
-                whole = _clamp(whole, ZERO, self.limits[1])
+                whole = _clamp((wanted * _inverse(d)).round() + near, 0.0, self.limits[1])
                 new_a = d * whole
             else:
                 new_a = whole = stored(wanted, self.low_bits)
             move_a = new_a - a
             wanted_b = b - (slope_b + mixed * move_a) / curve_b
             if self.kind == 3:
-                low = _clamp(np.rint((ZERO - wanted_b) * _inverse(dmin)), ZERO, self.limits[1])
-                new_b = ZERO - dmin * low
+                low = _clamp((-wanted_b * _inverse(dmin)).round(), 0.0, self.limits[1])
+                new_b = -(dmin * low)
             else:
                 new_b = low = stored(wanted_b, self.low_bits)
             move_b = new_b - b
-            error = TWO * (move_a * slope_a + move_b * slope_b) + move_a * move_a * curve_a
-            error = error + TWO * move_a * move_b * mixed + move_b * move_b * curve_b
+            error = 2 * (move_a * slope_a + move_b * slope_b) + move_a * move_a * curve_a
+            error = error + 2 * move_a * move_b * mixed + move_b * move_b * curve_b
             better = error < best
-            best = np.where(better, error, best)
-            step_a, step_b = np.where(better, move_a, step_a), np.where(better, move_b, step_b)
-            best_s, best_m = np.where(better, whole, best_s), np.where(better, low, best_m)
+            best = torch.where(better, error, best)
+            step_a = torch.where(better, move_a, step_a)
+            step_b = torch.where(better, move_b, step_b)
+            best_s, best_m = torch.where(better, whole, best_s), torch.where(better, low, best_m)
         for j in range(first, last):
-            self.push(j, step_a * self.levels[j] + step_b)
+            self.push(j, step_a * self.chosen[j] + step_b)
         return best_s, best_m
 
-    def move_shared(self, p: Floats, shared: Floats, sign: bool) -> Floats:
+    def move_shared(self, p: Tensor, shared: Tensor, sign: bool) -> Tensor:
         """The scale (or minimum) that all groups of the panel share; `p` is what it multiplies."""
         slope, curvature = self.slope(p, 0, len(p)), self.curvature(p, 0, len(p))
-        new = stored(shared - slope / curvature, 0)
-        good = _lowers(new - shared, slope, curvature) & (np.abs(new) > 0)
+        new = half(shared - slope / curvature)
+        good = _lowers(new - shared, slope, curvature) & (new.abs() > 0)
         if sign:
             good = good & (new > 0)
-        self.push_all(p, 0, len(p), np.where(good, new - shared, ZERO))
-        return np.where(good, new, shared)
+        self.push_all(p, 0, len(p), torch.where(good, new - shared, 0.0))
+        return torch.where(good, new, shared)
 
 
-def _lowers(step: Floats, slope: Floats, curvature: Floats) -> NDArray[np.bool_]:
+def _ordered_sum(terms: Tensor) -> Tensor:
+    """Over the first axis, one column after the other."""
+    total = torch.zeros_like(terms[0])
+    for term in terms:
+        total = total + term
+    return total
+
+
+def _lowers(step: Tensor, slope: Tensor, curvature: Tensor) -> Tensor:
     """Whether a step along a direction lowers the error."""
-    found: NDArray[np.bool_] = TWO * step * slope + step * step * curvature < 0
-    return found
+    return 2 * step * slope + step * step * curvature < 0
 
 
-def _lines(kind: int, scale: Floats, offset: Floats, d: Floats, dmin: Floats) -> list[Floats]:
+def _lines(
+    kind: int, scale: Tensor, offset: Tensor, d: Tensor, dmin: Tensor
+) -> tuple[Tensor, Tensor]:
     """Scale and offset of every group from the stored parameters."""
     a = d * scale if kind in (2, 3) else scale
     if kind in (0, 2):
-        return [a, np.zeros_like(a)]
+        return a, torch.zeros_like(a)
     if kind == 1:
-        return [a, offset]
-    return [a, ZERO - (dmin if kind == 3 else a) * offset]
+        return a, offset
+    return a, -((dmin if kind == 3 else a) * offset)
+
+
+def _values(chosen: Tensor, size: int, lines: tuple[Tensor, Tensor]) -> Tensor:
+    a, b = (one.repeat_interleave(size, 0) for one in lines)
+    return a * chosen + b
+
+
+def column_sums(moments: Tensor, size: int) -> Tensor:
+    """Of each column's moments with the columns of its own group, in their order: [cols]."""
+    cols = len(moments)
+    blocks = moments.reshape(cols // size, size, cols // size, size)
+    inside = blocks.diagonal(dim1=0, dim2=2)  # [size, size, groups]
+    return _ordered_sum(inside.permute(1, 2, 0)).reshape(cols)
 
 
 def descend(
-    gradient: Floats, moments: Floats, size: int, kind: int,
+    gradient: Tensor, moments: Tensor, size: int, kind: int,
     low: np.float32, high: np.float32, middles: Floats, gaps: Floats,
     limit_low: np.float32, limit_high: np.float32, low_bits: int,
-    chosen: Floats, scale: Floats, offset: Floats, d: Floats, dmin: Floats,
-    change: Floats, sweeps: int, parameters: bool,
+    chosen: Tensor, scale: Tensor, offset: Tensor, d: Tensor, dmin: Tensor,
+    change: Tensor, sweeps: int, parameters: bool,
 ) -> None:  # fmt: skip
     """Change `chosen`, `scale`, `offset`, `d` and `dmin` in place; fill `change`."""
-    cols = len(gradient)
-    inside = moments.reshape(cols, cols // size, size)
-    sums = np.zeros(cols, np.float32)
-    for i in range(size):
-        sums = sums + inside[np.arange(cols), np.arange(cols) // size, i]
-    limits = (limit_low, limit_high)
+    groups = len(gradient) // size
+    limits = (float(limit_low), float(limit_high))
     panel = _Panel(
-        gradient.copy(), moments, chosen, sums, kind, low, high, middles, gaps, limits, low_bits
-    )
-    group = np.arange(cols) // size
-    a, b = _lines(kind, scale, offset, d, dmin)
-    before = a[group] * chosen + b[group]
+        gradient.clone(), moments, chosen, column_sums(moments, size), kind,
+        _Levels.of(low, high, middles, gaps), limits, low_bits,
+    )  # fmt: skip
+    before = _values(chosen, size, _lines(kind, scale, offset, d, dmin))
     for _ in range(sweeps):
-        for k in range(cols // size):
+        for k in range(groups):
             first, last = k * size, k * size + size
-            a, b = _lines(kind, scale, offset, d, dmin)
-            panel.move_codes(first, last, a[k])
+            a, b = (one[k] for one in _lines(kind, scale, offset, d, dmin))
+            panel.move_codes(first, last, a)
             if not parameters:
                 continue
             if kind in (1, 3):
                 scale[k], offset[k] = panel.move_line(
-                    first, last, a[k], b[k], d, dmin, scale[k], offset[k]
+                    first, last, a, b, d, dmin, scale[k], offset[k]
                 )
                 continue
-            zero = offset[k] if kind == 4 else np.zeros_like(a[k])
-            new, scale[k] = panel.move_scale(first, last, a[k], zero, d, scale[k])
+            zero = offset[k] if kind == 4 else torch.zeros_like(a)
+            new, scale[k] = panel.move_scale(first, last, a, zero, d, scale[k])
             if kind == 4:
                 offset[k] = panel.move_zero(first, last, new, zero)
         if parameters and kind in (2, 3):
-            d[:] = panel.move_shared(scale[group] * chosen, d, kind == 3)
+            wide = scale.repeat_interleave(size, 0)
+            d[:] = panel.move_shared(wide * chosen, d, kind == 3)
             if kind == 3:
-                dmin[:] = panel.move_shared(ZERO - offset[group], dmin, True)
-    a, b = _lines(kind, scale, offset, d, dmin)
-    change[:] = a[group] * chosen + b[group] - before
+                dmin[:] = panel.move_shared(-offset.repeat_interleave(size, 0), dmin, True)
+    change[:] = _values(chosen, size, _lines(kind, scale, offset, d, dmin)) - before

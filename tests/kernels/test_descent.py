@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from qconvert.formats.gguf.grids import GRIDS
 from qconvert.formats.integer import IntegerGrid
@@ -96,3 +97,57 @@ def test_feedback_beats_nearest_and_bodies_agree(grid: Any) -> None:
         values = values + offset[groups]
     near = error(grid.decode(start), w, moments).sum()
     assert error(values.T, w, moments).sum() < 0.9 * near
+
+
+def as_tensors(state: State) -> State:
+    return State(*(torch.from_numpy(one.copy()) for one in (
+        state.scale, state.offset, state.d, state.dmin
+    )))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q4_1"])
+def test_descent_on_tensors_changes_them_in_place(name: str) -> None:
+    grid = GRIDS[name]
+    w, moments = problem(rows=5)
+    start = grid.quantize(w)
+    h = moments.astype(np.float32)
+    gradient = h @ (grid.decode(start) - w).T
+    levels = np.ascontiguousarray(grid.levels[start.codes].T)
+    state = state_of(grid, start)
+    tensors = [torch.from_numpy(one.copy()) for one in (gradient, h, levels)]
+    same = as_tensors(state)
+    wide = torch.zeros(2 * COLS, 5)  # the caller's matrix, of which the panel is a view
+    wide[COLS:] = tensors[2]
+    change = descend(gradient, h, levels, state, grid.search)
+    found = descend(*tensors[:2], wide[COLS:], same, grid.search)
+    assert isinstance(found, torch.Tensor)
+    assert np.array_equal(found.numpy(), change)
+    assert np.array_equal(wide[COLS:].numpy(), levels)
+    assert not wide[:COLS].any()
+    for mine, its in zip(
+        (same.scale, same.offset, same.d, same.dmin),
+        (state.scale, state.offset, state.d, state.dmin),
+        strict=True,
+    ):
+        assert np.array_equal(mine.numpy(), its)
+    assert np.array_equal(tensors[0].numpy(), gradient)  # read, never written
+
+
+@pytest.mark.parametrize("body", ["plain", "cpu"])
+def test_feedback_on_tensors_gives_tensors(body: Any) -> None:
+    grid = IntegerGrid(3, 32, symmetric=False)
+    w, moments = problem(rows=5, seed=1)
+    lines = grid.lines(grid.quantize(w))
+    factor = np.linalg.cholesky(np.linalg.inv(moments)).T.astype(np.float32)
+    given = (w.T.copy(), factor, lines.scale.T.copy(), lines.offset.T.copy())
+    codes, errors = feed_back(*given, grid.levels)
+    found = feed_back(*map(torch.from_numpy, given), grid.levels, body=body)
+    assert found[0].dtype == torch.uint8
+    assert np.array_equal(found[0].numpy(), codes)
+    assert found[1].dtype == torch.float32
+    assert np.array_equal(found[1].numpy(), errors)
+    below = torch.from_numpy(factor + np.tril(np.ones_like(factor), -1))  # what no body reads
+    given = tuple(map(torch.from_numpy, given))
+    again = feed_back(given[0], below, *given[2:], grid.levels, body=body)
+    assert torch.equal(again[0], found[0])
+    assert torch.equal(again[1], found[1])
