@@ -1,35 +1,19 @@
-"""Bit planes: how codes of a few bits share bytes.
+"""Bit planes: how codes of a few bits share bytes (`layouts.Plane`), in numpy arrays.
 
-A plane holds `width` bits of every code. Within each run of `group` codes, `8 / width` codes that
-lie `group * width / 8` apart share one byte, the first in the lowest bits. Every code layout of
-GGUF is one plane or the sum of two (llama.cpp, ggml-quants.c, `dequantize_row_*`).
+Every code layout of GGUF is one plane or the sum of two (llama.cpp, ggml-quants.c,
+`dequantize_row_*`).
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.kernels.cpu import planes as fast
+from qconvert.kernels.layouts import Plane as Plane
 
 Bytes = NDArray[np.uint8]
 WORD = np.uint64
-
-
-@dataclass(frozen=True, slots=True)
-class Plane:
-    """`width` bits (1, 2, 4 or 8) of each code, from bit `shift` up, in runs of `group` codes."""
-
-    width: int
-    group: int
-    shift: int = 0
-
-    @property
-    def stride(self) -> int:
-        """Bytes of one run."""
-        return self.group * self.width // 8
 
 
 def pack_plane(codes: Bytes, plane: Plane) -> Bytes:
@@ -54,18 +38,16 @@ def unpack_plane(packed: Bytes, plane: Plane) -> Bytes:
 
 def pack_plane_plain(codes: Bytes, plane: Plane) -> Bytes:
     """`pack_plane` written out in numpy, the truth."""
-    share = 8 // plane.width
     parts = (codes >> plane.shift) & ((1 << plane.width) - 1)
-    parts = parts.reshape(-1, share, plane.stride)
-    lifts = (np.arange(share, dtype=np.uint8) * plane.width)[None, :, None]
+    parts = parts.reshape(-1, plane.share, plane.stride)
+    lifts = (np.arange(plane.share, dtype=np.uint8) * plane.width)[None, :, None]
     packed: Bytes = np.bitwise_or.reduce(parts << lifts, axis=1).astype(np.uint8).reshape(-1)
     return packed
 
 
 def unpack_plane_plain(packed: Bytes, plane: Plane) -> Bytes:
     """`unpack_plane` written out in numpy, the truth."""
-    share = 8 // plane.width
-    lifts = (np.arange(share, dtype=np.uint8) * plane.width)[None, :, None]
+    lifts = (np.arange(plane.share, dtype=np.uint8) * plane.width)[None, :, None]
     parts = (packed.reshape(-1, 1, plane.stride) >> lifts) & ((1 << plane.width) - 1)
     unpacked: Bytes = (parts << plane.shift).astype(np.uint8).reshape(-1)
     return unpacked

@@ -13,14 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.formats.gguf.fields import (
-    Codes,
-    Field,
-    Half,
-    NibblePairs,
-    SignedBytes,
-    SixBitPairs,
-    SixBitScales,
-    SplitSixBitScales,
+    NIBBLE_PAIRS,
+    SIGNED_BYTES,
+    SIX_BIT_PAIRS,
+    SIX_BIT_SCALES,
+    SPLIT_SIX_BIT_SCALES,
 )
 from qconvert.formats.gguf.parameters import (
     Parameters,
@@ -33,6 +30,7 @@ from qconvert.formats.grid import Lines
 from qconvert.formats.grid import ScaleOverflow as ScaleOverflow
 from qconvert.formats.nearest import nearest_codes, on_lines
 from qconvert.formats.tensor import QuantizedTensor
+from qconvert.kernels import packing
 from qconvert.kernels.bodies import Body
 from qconvert.kernels.fit import (
     Affine,
@@ -42,10 +40,9 @@ from qconvert.kernels.fit import (
     Symmetric,
     fit,
 )
-from qconvert.kernels.planes import Plane
+from qconvert.kernels.layouts import BlockLayout, Codes, Half, Part, Plane
 
 Floats = NDArray[np.float32]
-PACKED_AT_ONCE = 1 << 20  # weights: what lies between codes and bytes stays in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +52,7 @@ class GGUFGrid:
     name: str
     block: int
     parameters: Parameters
-    fields: tuple[Field, ...]
+    fields: tuple[Part, ...]
 
     @property
     def search(self) -> Fit:
@@ -71,11 +68,18 @@ class GGUFGrid:
 
     @property
     def has_offset(self) -> bool:
-        return self.parameters.has_offset
+        return self.parameters.offset is not None
 
     @property
     def together(self) -> int:
         return 1
+
+    @property
+    def layout(self) -> BlockLayout:
+        """What `kernels.packing` needs to know, on any device."""
+        levels = tuple(int(level) for level in self.levels)
+        terms = self.parameters.scale, self.parameters.offset
+        return BlockLayout(self.block, self.group, self.fields, levels, *terms)
 
     @property
     def block_bytes(self) -> int:
@@ -119,35 +123,11 @@ class GGUFGrid:
         return on_lines(tensor.codes, self.lines(tensor), self.levels)
 
     def pack(self, tensor: QuantizedTensor) -> NDArray[np.uint8]:
-        rows, cols = tensor.shape
-        blocks = cols // self.block
-        out = np.empty((rows, blocks, self.block_bytes), np.uint8)
-        step = max(1, PACKED_AT_ONCE // max(cols, 1))
-        for start in range(0, rows, step):
-            some = tensor.take_rows(slice(start, start + step))
-            at = 0
-            for field in self.fields:
-                # As one item of nbytes: numpy copies short runs of bytes one loop a run.
-                item = np.dtype((np.void, field.nbytes))
-                target = out[start : start + step, :, at : at + field.nbytes].view(item)
-                target[:] = np.ascontiguousarray(field.pack(some, blocks)).view(item)
-                at += field.nbytes
-        return out.reshape(rows, -1)
+        return packing.pack(tensor.codes, tensor.params, self.layout)
 
     def unpack(self, packed: NDArray[np.uint8], cols: int) -> QuantizedTensor:
-        rows = packed.shape[0]
-        parts = packed.reshape(rows, cols // self.block, self.block_bytes)
-        codes = np.zeros((rows, cols // self.block, self.block), np.uint8)
-        params: dict[str, NDArray[Any]] = {}
-        at = 0
-        for field in self.fields:
-            found = dict(field.unpack(parts[..., at : at + field.nbytes]))
-            if "codes" in found:
-                codes |= found.pop("codes")
-            params.update({name: values.reshape(rows, -1) for name, values in found.items()})
-            at += field.nbytes
-        ordered = {name: params[name] for name in self.parameters.stored}
-        return QuantizedTensor(self.name, codes.reshape(rows, cols), ordered)
+        codes, params = packing.unpack(packed, self.layout, cols)
+        return QuantizedTensor(self.name, codes, params)
 
 
 # Starting points of the searches, chosen on weights of a real model and on random ones by the error
@@ -193,7 +173,7 @@ _ALL = (
     ),
     GGUFGrid(
         "Q2_K", 256, SuperScaleAndOffset(SuperAffine(16, 3, 15, _span_grid(-1.0, 0.6, 9))),
-        (NibblePairs(), _LOW_PAIRS, Half("d"), Half("dmin")),
+        (NIBBLE_PAIRS, _LOW_PAIRS, Half("d"), Half("dmin")),
     ),
     GGUFGrid(
         "Q3_K", 256,
@@ -201,16 +181,16 @@ _ALL = (
             16, -4, 3, -32, 31,
             (-4.8, -4.5, -4.2, -3.9, -3.6, -3.3, -3.0, 2.8, 3.1, 3.4, 3.7), refits=3,
         )),
-        (Codes(Plane(1, 256, shift=2), 256), _LOW_PAIRS, SixBitScales(), Half("d")),
+        (Codes(Plane(1, 256, shift=2), 256), _LOW_PAIRS, SIX_BIT_SCALES, Half("d")),
     ),
     GGUFGrid(
         "Q4_K", 256, SuperScaleAndOffset(SuperAffine(32, 15, 63, _span_grid(-2.5, 0.6, 9))),
-        (Half("d"), Half("dmin"), SixBitPairs(), _NIBBLES_32),
+        (Half("d"), Half("dmin"), SIX_BIT_PAIRS, _NIBBLES_32),
     ),
     GGUFGrid(
         "Q5_K", 256, SuperScaleAndOffset(SuperAffine(32, 31, 63, _span_grid(-3.0, 0.6, 9))),
         (
-            Half("d"), Half("dmin"), SixBitPairs(),
+            Half("d"), Half("dmin"), SIX_BIT_PAIRS,
             Codes(Plane(1, 256, shift=4), 256), _NIBBLES_32,
         ),
     ),
@@ -220,7 +200,7 @@ _ALL = (
             16, -32, 31, -128, 127,
             (*np.arange(-33.5, -28.9, 0.5).tolist(), 29.5, 30.0, 30.5, 31.0, 31.5), refits=3,
         )),
-        (Codes(Plane(4, 128), 256), Codes(Plane(2, 128, shift=4), 256), SignedBytes(), Half("d")),
+        (Codes(Plane(4, 128), 256), Codes(Plane(2, 128, shift=4), 256), SIGNED_BYTES, Half("d")),
     ),
     GGUFGrid(
         "IQ4_NL", 32,
@@ -237,7 +217,7 @@ _ALL = (
             (*np.arange(-145.0, -99.0, 6.0).tolist(), 100.0, 106.0, 112.0, 118.0, 124.0),
             refits=2, table=True,
         )),
-        (Half("d"), SplitSixBitScales(), Codes(Plane(4, 32), 256)),
+        (Half("d"), SPLIT_SIX_BIT_SCALES, Codes(Plane(4, 32), 256)),
     ),
 )  # fmt: skip
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from qconvert.formats.grid import Lines
 from qconvert.formats.nearest import inverse
 from qconvert.kernels.fit import SUPER, Affine, Fit, SuperAffine, SuperSymmetric, Symmetric
+from qconvert.kernels.layouts import Term
 
 Floats = NDArray[np.float32]
 Params = Mapping[str, NDArray[Any]]
@@ -35,7 +36,15 @@ class Parameters(Protocol):
         ...
 
     @property
-    def has_offset(self) -> bool: ...
+    def scale(self) -> Term:
+        """What a level is multiplied by."""
+        ...
+
+    @property
+    def offset(self) -> Term | None:
+        """What is added to that."""
+        ...
+
     def lines(self, params: Params) -> Lines: ...
     def store(self, lines: Lines) -> Mapping[str, Floats]:
         """Values that `stored` holds exactly; infinite where a scale is beyond float16."""
@@ -48,10 +57,11 @@ class Scale:
 
     search: Symmetric
     stored: ClassVar[Dtypes] = {"d": _F16}
-    has_offset = False
+    scale: ClassVar[Term] = Term("d")
+    offset: ClassVar[Term | None] = None
 
     def lines(self, params: Params) -> Lines:
-        return Lines(_float(params["d"]), None)
+        return _lines(self, params)
 
     def store(self, lines: Lines) -> Mapping[str, Floats]:
         return {"d": _half(lines.scale)}
@@ -63,10 +73,11 @@ class ScaleAndOffset:
 
     search: Affine
     stored: ClassVar[Dtypes] = {"d": _F16, "m": _F16}
-    has_offset = True
+    scale: ClassVar[Term] = Term("d")
+    offset: ClassVar[Term | None] = Term("m")
 
     def lines(self, params: Params) -> Lines:
-        return Lines(_float(params["d"]), _float(params["m"]))
+        return _lines(self, params)
 
     def store(self, lines: Lines) -> Mapping[str, Floats]:
         assert lines.offset is not None
@@ -79,10 +90,11 @@ class SuperScale:
 
     search: SuperSymmetric
     stored: ClassVar[Dtypes] = {"d": _F16, "scales": _I8}
-    has_offset = False
+    scale: ClassVar[Term] = Term("d", "scales")
+    offset: ClassVar[Term | None] = None
 
     def lines(self, params: Params) -> Lines:
-        return Lines(_product(params["d"], params["scales"]), None)
+        return _lines(self, params)
 
     def store(self, lines: Lines) -> Mapping[str, Floats]:
         d, scales = _factored(
@@ -100,12 +112,11 @@ class SuperScaleAndOffset:
 
     search: SuperAffine
     stored: ClassVar[Dtypes] = {"d": _F16, "dmin": _F16, "scales": _U8, "mins": _U8}
-    has_offset = True
+    scale: ClassVar[Term] = Term("d", "scales")
+    offset: ClassVar[Term | None] = Term("dmin", "mins", minus=True)
 
     def lines(self, params: Params) -> Lines:
-        return Lines(
-            _product(params["d"], params["scales"]), -_product(params["dmin"], params["mins"])
-        )
+        return _lines(self, params)
 
     def store(self, lines: Lines) -> Mapping[str, Floats]:
         assert lines.offset is not None
@@ -117,20 +128,25 @@ class SuperScaleAndOffset:
         return {"d": d, "dmin": dmin, "scales": scales, "mins": mins}
 
 
-def _float(values: NDArray[Any]) -> Floats:
-    return values.astype(np.float32)
+def _lines(kind: Parameters, params: Params) -> Lines:
+    offset = None if kind.offset is None else _term(params, kind.offset)
+    return Lines(_term(params, kind.scale), offset)
+
+
+def _term(params: Params, term: Term) -> Floats:
+    """[rows, groups], in float32"""
+    half: Floats = params[term.half].astype(np.float32)
+    if term.whole is None:
+        return half
+    whole = params[term.whole]
+    product: Floats = np.repeat(half, whole.shape[1] // max(half.shape[1], 1), axis=1)
+    product *= whole
+    return -product if term.minus else product
 
 
 def _half(values: Floats) -> Floats:
     with np.errstate(over="ignore"):
         return values.astype(np.float16).astype(np.float32)
-
-
-def _product(d: NDArray[Any], whole: NDArray[Any]) -> Floats:
-    """[rows, groups]: the super-block's d times the whole number of each group, in float32."""
-    product: Floats = np.repeat(_float(d), whole.shape[1] // max(d.shape[1], 1), axis=1)
-    product *= whole
-    return product
 
 
 def _factored(wanted: Floats, size: int, lo: int, hi: int) -> tuple[Floats, Floats]:

@@ -50,3 +50,36 @@ def unpack_bits(packed, out, shift):
         picked = np.uint64(packed[i]) * _ONES & np.uint64(0x8040201008040201)
         tops = picked + np.uint64(0x7F7F7F7F7F7F7F7F)
         out[i] = (tops >> np.uint64(7) & _ONES) << np.uint64(shift)
+
+
+@njit(nogil=True, cache=True)
+def pack_numbers(stored, runs, out):
+    """Numbers [blocks, total] into the bytes [blocks, nbytes] that `runs` name: rows of first,
+    count, at, lift, width, shift (`layouts.Run`)."""
+    out[:] = 0
+    for b in range(stored.shape[0]):
+        for first, count, at, lift, width, shift in runs:
+            mask = (1 << width) - 1
+            for i in range(count):
+                out[b, at + i] |= (stored[b, first + i] >> shift & mask) << lift
+
+
+@njit(nogil=True, cache=True)
+def unpack_numbers(packed, runs, out):
+    out[:] = 0
+    for b in range(packed.shape[0]):
+        for first, count, at, lift, width, shift in runs:
+            mask = (1 << width) - 1
+            for i in range(count):
+                out[b, first + i] |= (packed[b, at + i] >> lift & mask) << shift
+
+
+@njit(nogil=True, cache=True)
+def on_lines(codes, levels, scale, offset, out):
+    """scale * levels[code] + offset over groups of codes [groups, size]; offset may be empty."""
+    for g in range(codes.shape[0]):
+        for i in range(codes.shape[1]):
+            out[g, i] = scale[g] * levels[codes[g, i]]
+        if offset.size:
+            for i in range(codes.shape[1]):
+                out[g, i] += offset[g]
