@@ -25,8 +25,8 @@ from qconvert.formats.serving.layouts.numbers import exact, floats
 from qconvert.formats.serving.scheme import Scheme
 from qconvert.formats.source import Dtype
 from qconvert.formats.tensor import QuantizedTensor
+from qconvert.kernels.word_layouts import AWQ_ORDER as ORDER
 
-ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 MIDDLE = 8
 PER_WORD = len(ORDER)
 LOW = np.uint8(15)
