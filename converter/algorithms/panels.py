@@ -1,18 +1,17 @@
 """How a matrix is cut for algorithms that go over its columns: panels of columns, parts of rows.
 
-Both depend on shapes and grid alone, never on the number of threads: so does every result.
+Both depend on shapes, grid and device alone, never on the number of threads: so does every result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from qconvert.algorithms.slots import Task
 from qconvert.formats.tensor import QuantizedTensor
@@ -21,7 +20,9 @@ PANEL = 256
 """Columns that are processed together, at least: a multiple of every super-block."""
 WIDEST = 1024
 """A group wider than this has its parameters fitted once, before its columns are processed."""
-ROWS = 128
+ROWS = {"cpu": 128}
+"""Rows that one thread takes, by the type of the device; a GPU takes many at once."""
+MOST_ROWS = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,12 @@ class Panels:
         block = task.grid.block
         whole_rows = not 0 < block <= WIDEST
         width = PANEL if whole_rows or PANEL % block == 0 else block * max(1, PANEL // block)
-        return cls(_cut(cols, width), _cut(rows, ROWS), whole_rows, task.setting.threads)
+        return cls(
+            _cut(cols, width),
+            _cut(rows, ROWS.get(task.w.device.type, MOST_ROWS)),
+            whole_rows,
+            task.setting.threads,
+        )
 
     def map(self, work: Callable[[slice], Any]) -> list[Any]:
         """`work` on every part of the rows, in order; each part is one thread's."""
@@ -52,16 +58,8 @@ def _cut(count: int, step: int) -> tuple[slice, ...]:
     return tuple(slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
-def joined(
-    parts: Sequence[QuantizedTensor],
-    *,
-    axis: int,
-    params: Mapping[str, NDArray[Any]] | None = None,
-) -> QuantizedTensor:
-    """One tensor of parts that follow each other along rows (0) or columns (1). `params`: those of
-    all parts, where they were never apart."""
-    if params is None:
-        names = parts[0].params
-        params = {n: np.concatenate([one.params[n] for one in parts], axis=axis) for n in names}
-    codes = np.concatenate([one.codes for one in parts], axis=axis)
-    return QuantizedTensor(parts[0].grid, codes, params)
+def joined(parts: Sequence[QuantizedTensor]) -> QuantizedTensor:
+    """One tensor of parts that follow each other along rows."""
+    names = parts[0].params
+    params = {name: np.concatenate([one.params[name] for one in parts]) for name in names}
+    return QuantizedTensor(parts[0].grid, np.concatenate([one.codes for one in parts]), params)

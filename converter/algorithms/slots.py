@@ -21,6 +21,7 @@ from qconvert.formats.grid import Grid
 from qconvert.formats.refusal import Reason
 from qconvert.formats.source import Source
 from qconvert.formats.tensor import QuantizedTensor
+from qconvert.kernels.bodies import Body
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Setting:
     seed: int = 0
     threads: int = 1
     effort: int = 1  # more: slower and better, where an algorithm has something to spend it on
+    body: Body | None = None  # of the kernels; None: the one for the device of the tensors
 
 
 class Transform(Protocol):
@@ -71,7 +73,8 @@ class Transform(Protocol):
 
 
 class Fit(Protocol):
-    """Chooses the parameters of a grid (scales, offsets), and the nearest codes."""
+    """Chooses the parameters of a grid (scales, offsets), and the nearest codes. One that has an
+    attribute `searches`, true, is the grid's own `quantize`."""
 
     @property
     def name(self) -> str: ...

@@ -20,7 +20,7 @@ Doubles = NDArray[np.float64]
 def refit(
     gradient: torch.Tensor,  # [cols, rows]: moments @ (values - targets); changed in place
     moments: torch.Tensor,  # [cols, cols], symmetric
-    chosen: Floats,  # [cols, rows]: the level of each weight
+    chosen: torch.Tensor,  # [cols, rows]: the level of each weight
     state: State,  # of whole rows: scale and, where there are zero points, offset [groups, rows]
     search: Fit,
 ) -> None:
@@ -32,10 +32,11 @@ def refit(
     """
     groups = len(state.scale)
     size = len(chosen) // groups
-    zeros = _zeros(search) if state.offset.size else [0]
+    device, shifted = gradient.device, len(state.offset) > 0
+    zeros = _zeros(search) if shifted else [0]
     for k in range(groups):
         columns = slice(k * size, (k + 1) * size)
-        levels = torch.from_numpy(chosen[columns]).to(gradient.device)
+        levels = chosen[columns]
         pushed = moments[:, columns] @ levels  # H L
         ones = moments[:, columns].double().sum(1)  # H 1
         inside, wide = pushed[columns].double(), levels.double()
@@ -52,15 +53,15 @@ def refit(
                 )
             )
         )
-        scale = state.scale[k]
-        zero = state.offset[k] if state.offset.size else np.zeros_like(scale)
+        scale = state.scale[k].cpu().numpy()
+        zero = state.offset[k].cpu().numpy() if shifted else np.zeros_like(scale)
         new, at = sums.best(scale, zero, zeros, low_bits_of(search))
-        by_level = torch.from_numpy(new - scale).to(gradient.device)
-        shift = torch.from_numpy(scale * zero - new * at).to(gradient.device)
+        by_level = torch.from_numpy(new - scale).to(device)
+        shift = torch.from_numpy(scale * zero - new * at).to(device)
         gradient += pushed * by_level + ones.float()[:, None] * shift
-        scale[...] = new
-        if state.offset.size:
-            zero[...] = at
+        state.scale[k].copy_(torch.from_numpy(new))
+        if shifted:
+            state.offset[k].copy_(torch.from_numpy(at))
 
 
 class _Sums:

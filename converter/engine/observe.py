@@ -84,7 +84,7 @@ def _side(
             add_products(second, wave.inputs["attn_in"], wave.mixed, pool)
     moments = {n: one.moments(f"block {block.index}, {n}") for n, one in sums.items()}
     tokens = len(chosen) * rows.shape[1]
-    return moments, whole(second) / tokens
+    return moments, whole(second).div_(tokens)
 
 
 def observe_end(stream: Stream, rows: torch.Tensor, held: frozenset[int]) -> Pair:

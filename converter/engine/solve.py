@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qconvert.algorithms.curvature import decoded, output_error
+from qconvert.algorithms.curvature import output_error
 from qconvert.algorithms.panels import joined
+from qconvert.algorithms.place import decoded, values_of
 from qconvert.algorithms.registry import fits, rounds
 from qconvert.algorithms.rounds.nearest import ROUND as NEAREST
 from qconvert.algorithms.slots import Setting, Task
@@ -55,8 +56,8 @@ def solve(
             f"its largest is {float(w.abs().max()):.3g}: choose a float type, or check the model",
         ) from None
     back = np.argsort(np.concatenate([one.rows for one in pieces]), kind="stable")
-    tensor = joined([one.tensor for one in solved], axis=0).take_rows(back)
-    values = torch.from_numpy(np.ascontiguousarray(grid.decode(tensor))).to(w.device)
+    tensor = joined([one.tensor for one in solved]).take_rows(back)
+    values = values_of(grid, tensor, w.device, setting)
     record = LinearRecord(
         name,
         role,
@@ -78,7 +79,7 @@ def _fitted(
 ) -> list[_Part]:
     """The fit alone, as it is made without data, judged piece by piece."""
     tensor = fitted(fits()[recipe.fit], grid, w.cpu().numpy(), known, setting.threads)
-    off = w - torch.from_numpy(np.ascontiguousarray(grid.decode(tensor))).to(w.device)
+    off = w - values_of(grid, tensor, w.device, setting)
     found = []
     for one in pieces:
         error = _power(off[one.rows], one.held) / (_power(w[one.rows], one.held) or 1.0)
@@ -93,9 +94,10 @@ def judged(
     w: torch.Tensor,
     pieces: Sequence[Piece],
     grid: Grid,
+    setting: Setting,
 ) -> Solved:
     """The linear with the codes that `step` found, and the error of its own output for these."""
-    values = torch.from_numpy(np.ascontiguousarray(grid.decode(tensor))).to(w.device)
+    values = values_of(grid, tensor, w.device, setting)
     errors = [
         _power((w - values)[one.rows], one.held) / (_power(w[one.rows], one.held) or 1.0)
         for one in pieces

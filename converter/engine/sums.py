@@ -11,11 +11,10 @@ import torch
 from qconvert.engine.moments import Moments
 from qconvert.engine.stream import Workers
 from qconvert.formats.refusal import refuse
+from qconvert.kernels import moments
 
 PANEL = 256
 """Columns of a matrix of second moments that one task sums."""
-AT_ONCE = 1 << 18
-"""Numbers that pass through all sums together: they stay in the cache."""
 
 
 @dataclass(slots=True)
@@ -36,20 +35,12 @@ class Sums:
             for name in ("mean", "mean_abs", "fourth")
         }
         huge = torch.full((self.cols,), torch.inf, device=self.device)
-        self._vectors |= {"lowest": huge, "highest": -huge}
+        self._vectors |= {"lowest": huge, "highest": -huge}  # two tensors: changed in place
 
     def add(self, x: torch.Tensor, pool: Workers) -> None:
         """Add tokens x [n, cols]."""
         self.tokens += len(x)
-        v = self._vectors
-        for part in x.split(max(1, AT_ONCE // self.cols)):
-            ones = part.new_ones(len(part))
-            # of the values that the products are of: a shift would part them
-            v["mean"] += ones @ (part.bfloat16().float() if self.narrow else part)
-            v["mean_abs"] += ones @ part.abs()
-            v["fourth"] += ones @ part.square().square_()
-            v["lowest"] = torch.minimum(v["lowest"], part.amin(0))
-            v["highest"] = torch.maximum(v["highest"], part.amax(0))
+        moments.add_vectors(self._vectors, x, narrow=self.narrow)
         add_products(self._second, x, x, pool, narrow=self.narrow)
 
     def moments(self, place: str) -> Moments:
@@ -62,7 +53,7 @@ class Sums:
                 " or choose another text with --calib",
             )
         n = self.tokens
-        second = whole(self._second) / n
+        second = whole(self._second).div_(n)
         mean, mean_abs, fourth = v["mean"] / n, v["mean_abs"] / n, v["fourth"] / n
         return Moments(n, second, mean, mean_abs, fourth, v["lowest"], v["highest"])
 
@@ -73,7 +64,11 @@ def add_products(
     """Add x'y, which is symmetric, to the upper triangle of `second`; [cols, cols] from [n, cols].
     Below the triangle, what is left there means nothing. `narrow`: of factors rounded to bfloat16,
     as the linears themselves multiply them then, where the processor gains by it. Only where y is
-    x: else what comes out is not quite symmetric, and so not positive definite."""
+    x: else what comes out is not quite symmetric, and so not positive definite. On a device one
+    kernel makes all of it, on the processor each panel is one thread's."""
+    if y is x and second.device.type != "cpu":
+        moments.add_products(second, x, narrow=narrow)
+        return
 
     def upper(start: int) -> None:
         stop = start + PANEL
@@ -96,6 +91,10 @@ def _bfloat16_factors(wanted: bool) -> Iterator[None]:
 
 
 def whole(second: torch.Tensor) -> torch.Tensor:
-    """The symmetric matrix of which the upper triangle is given."""
-    upper = second.triu()
-    return upper + upper.t() - torch.diag(upper.diagonal())
+    """The symmetric matrix of which the upper triangle is given: the same, filled in place."""
+    for start in range(0, len(second), PANEL):
+        stop = start + PANEL
+        square = second[start:stop, start:stop].triu()
+        second[start:stop, start:stop] = square + square.triu(1).t()
+        second[stop:, start:stop] = second[start:stop, stop:].t()
+    return second

@@ -50,7 +50,13 @@ def together(
         one
         if np.array_equal(one.tensor.codes, found[one.role].codes)
         else judged(
-            one, found[one.role], name, task.weights[one.role], pieces[one.role], grids[one.role]
+            one,
+            found[one.role],
+            name,
+            task.weights[one.role],
+            pieces[one.role],
+            grids[one.role],
+            setting,
         )
         for one in solved
     ]

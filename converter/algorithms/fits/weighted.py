@@ -14,6 +14,7 @@ from qconvert.formats.tensor import QuantizedTensor
 @dataclass(frozen=True, slots=True)
 class Weighted:
     name: str = "weighted"
+    searches: bool = True
     summary: str = "least squares weighted by importance, from many starts (as ggml, searched more)"
 
     def __call__(

@@ -14,22 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from qconvert.algorithms.curvature import damped
 from qconvert.algorithms.panels import Panels, joined
+from qconvert.algorithms.place import Coded, Place, away, home, place_of
 from qconvert.algorithms.rounds.nearest import ROUND as NEAREST
 from qconvert.algorithms.slots import Fit, Task
 from qconvert.algorithms.wide import refit
 from qconvert.formats.tensor import QuantizedTensor
 from qconvert.kernels.descent import NONE, State, descend, parameters_move
 
-Params = Mapping[str, NDArray[Any]]
-Floats = NDArray[np.float32]
+Params = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,63 +41,61 @@ class Descent:
     def __call__(self, task: Task, fit: Fit, start: QuantizedTensor | None) -> QuantizedTensor:
         start = NEAREST(task, fit, None) if start is None else start
         moments = damped(task.second, self.damping).float()
-        panels = Panels.of(task)
+        panels, place = Panels.of(task), place_of(task.grid, task.w.device, task.setting)
         sweeps = self.sweeps * task.setting.effort or 1
+        coded = away(start, task.w.device)
 
         def part(rows: slice) -> QuantizedTensor:
-            return _part(task, panels, moments, task.w[rows], start.take_rows(rows), sweeps)
+            found = _part(task, place, panels, moments, task.w[rows], coded.rows(rows), sweeps)
+            return home(task.grid, found)
 
-        return joined(panels.map(part), axis=0)
+        return joined(panels.map(part))
 
 
 def _part(
     task: Task,
+    place: Place,
     panels: Panels,
     moments: torch.Tensor,
     w: torch.Tensor,
-    start: QuantizedTensor,
+    start: Coded,
     sweeps: int,
-) -> QuantizedTensor:
-    grid, device = task.grid, w.device
-    chosen = np.ascontiguousarray(grid.levels[start.codes].T)  # [cols, rows]
-    moving = parameters_move(grid.search)
-    fixed = {} if moving else {"d": grid.lines(start).scale}
-    params = {
-        name: np.ascontiguousarray(v.astype(np.float32).T)
-        for name, v in (fixed or start.params).items()
-    }
+) -> Coded:
+    search = task.grid.search
+    levels = torch.tensor(task.grid.levels, device=w.device)
+    chosen = levels[start.codes.t().contiguous().int()]  # [cols, rows]
+    moving = parameters_move(search)
+    fixed = {} if moving else {"d": place.lines(start)[0]}
+    params = {name: v.float().t().contiguous() for name, v in (fixed or start.params).items()}
     cols = len(chosen)
-    off = torch.from_numpy(grid.decode(start)).to(device) - w
-    gradient = moments @ off.t()
+    gradient = moments @ (place.values(start) - w).t()
     for _ in range(sweeps):
         for span in panels.columns:
             change = descend(
-                gradient[span].cpu().numpy(),
-                moments[span, span].cpu().numpy(),
+                gradient[span],
+                moments[span, span],
                 chosen[span],
                 _state(params, span, cols),
-                grid.search,
+                search,
                 parameters=not panels.whole_rows,
+                body=task.setting.body,
             )
-            gradient += moments[:, span] @ torch.from_numpy(change).to(device)
+            gradient += moments[:, span] @ change
         if panels.whole_rows and moving:
-            refit(gradient, moments, chosen, _state(params, slice(0, cols), cols), grid.search)
+            refit(gradient, moments, chosen, _state(params, slice(0, cols), cols), search)
     kept = _stored(params, start.params) if moving else start.params
-    return QuantizedTensor(grid.name, _codes(chosen, grid.levels), kept)
+    codes = torch.searchsorted(levels, chosen).to(torch.uint8).t().contiguous()
+    return Coded(codes, kept)
 
 
-def _codes(chosen: Floats, levels: Floats) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(np.searchsorted(levels, chosen).astype(np.uint8).T)
+def _stored(params: Params, like: Params) -> Params:
+    return {name: v.t().contiguous().to(like[name].dtype) for name, v in params.items()}
 
 
-def _stored(params: Mapping[str, Floats], like: Params) -> dict[str, NDArray[Any]]:
-    return {name: np.ascontiguousarray(v.T).astype(like[name].dtype) for name, v in params.items()}
-
-
-def _state(params: Mapping[str, Floats], span: slice, cols: int) -> State:
+def _state(params: Params, span: slice, cols: int) -> State:
     """Views of the parameters of some columns: what the kernel changes is changed in `params`."""
 
-    def view(name: str) -> Floats:
+    def view(name: str) -> torch.Tensor:
         values = params[name]
         per = cols // len(values)
         return values[span.start // per : max(span.stop // per, span.start // per + 1)]

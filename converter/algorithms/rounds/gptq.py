@@ -11,17 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from qconvert.algorithms.curvature import damped, decoded, factor, output_error
+from qconvert.algorithms.curvature import damped, factor, output_error
 from qconvert.algorithms.panels import Panels, joined
+from qconvert.algorithms.place import Coded, Place, decoded, home, place_of
 from qconvert.algorithms.slots import Fit, Task
 from qconvert.formats.tensor import QuantizedTensor
 from qconvert.kernels.descent import feed_back
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,60 +79,62 @@ def _order(task: Task) -> Order:
 def fed_back(task: Task, fit: Fit, upper: torch.Tensor, order: Order) -> QuantizedTensor:
     """One pass over all columns with the factor U, H^-1 = U'U, of H in `order`; rows in parts that
     threads share."""
-    panels = Panels.of(task)
+    panels, place = Panels.of(task), place_of(task.grid, task.w.device, task.setting)
     left = torch.empty_like(upper.diagonal())
     left[order.all] = 1 / upper.diagonal().square()
-    weight = left.cpu().numpy()
     whole = None
     if panels.whole_rows:  # parameters of a whole row cannot wait for its columns
-        whole = fit(task.grid, task.w.cpu().numpy(), weight, task.setting.threads)
+        whole = place.fit(fit, task.w, left, task.setting.threads)
 
     def part(rows: slice) -> QuantizedTensor:
-        frozen = None if whole is None else whole.take_rows(rows)
-        return _part(task, fit, order, upper, weight, task.w[rows], frozen)
+        frozen = None if whole is None else whole.rows(rows)
+        return _part(task, place, fit, order, upper, left, task.w[rows], frozen)
 
-    return joined(panels.map(part), axis=0)
+    return joined(panels.map(part))
 
 
 def _part(
     task: Task,
+    place: Place,
     fit: Fit,
     order: Order,
     upper: torch.Tensor,
-    left: Floats,
+    left: torch.Tensor,
     w: torch.Tensor,
-    frozen: QuantizedTensor | None,
+    frozen: Coded | None,
 ) -> QuantizedTensor:
     """`upper` in the order of processing, all else as the file has it."""
     rest = w.t()[order.all]  # [cols, rows]
     found, start = {}, 0
-    codes = np.empty(w.shape, np.uint8)
-    for panel in order.panels:
-        stop = start + len(panel)
-        now, columns = rest[start:stop].cpu().numpy(), panel.cpu().numpy()
+    codes = torch.empty(w.shape, dtype=torch.uint8, device=w.device)
+    for columns in order.panels:
+        stop = start + len(columns)
+        now = rest[start:stop]
         if frozen is None:
-            rank, natural = np.argsort(columns), np.sort(columns)
-            tensor = fit(task.grid, np.ascontiguousarray(now[rank].T), left[natural], 1)
-            found[int(natural[0])] = tensor
+            natural, rank = torch.sort(columns)
+            coded = place.fit(fit, now[rank].t().contiguous(), left[natural], 1)
+            found[int(natural[0])] = coded
             at = columns - natural[0]
         else:
-            tensor, at = frozen, columns
-        lines = task.grid.lines(tensor)
-        group = at // (tensor.shape[1] // lines.scale.shape[1])
+            coded, at = frozen, columns
+        scale, offset = place.lines(coded)
+        group = at // (coded.codes.shape[1] // scale.shape[1])
         codes_, errors = feed_back(
             now,
-            upper[start:stop, start:stop].cpu().numpy(),
-            np.ascontiguousarray(lines.scale.T[group]),
-            None if lines.offset is None else np.ascontiguousarray(lines.offset.T[group]),
+            upper[start:stop, start:stop],
+            scale.t()[group],
+            None if offset is None else offset.t()[group],
             task.grid.levels,
+            body=task.setting.body,
         )
-        codes[:, columns] = codes_.T
-        rest[stop:] -= upper[start:stop, stop:].t() @ torch.from_numpy(errors).to(rest.device)
+        codes[:, columns] = codes_.t()
+        rest[stop:] -= upper[start:stop, stop:].t() @ errors
         start = stop
     if frozen is not None:
-        return QuantizedTensor(task.grid.name, codes, frozen.params)
-    parts = joined([found[first] for first in sorted(found)], axis=1)
-    return QuantizedTensor(parts.grid, codes, parts.params)
+        return home(task.grid, Coded(codes, frozen.params))
+    parts = [found[first].params for first in sorted(found)]
+    params = {name: torch.cat([one[name] for one in parts], dim=1) for name in parts[0]}
+    return home(task.grid, Coded(codes, params))
 
 
 ROUND = Gptq()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qconvert.algorithms.place import home, place_of
 from qconvert.algorithms.slots import Fit, Task
 from qconvert.formats.tensor import QuantizedTensor
 
@@ -16,9 +17,10 @@ class Nearest:
     summary: str = "the nearest codes, importance by the mean square of each input channel"
 
     def __call__(self, task: Task, fit: Fit, start: QuantizedTensor | None) -> QuantizedTensor:
-        importance = task.second.diagonal().clamp_min(0).cpu().numpy()
-        weight = importance if importance.any() else None
-        return fit(task.grid, task.w.cpu().numpy(), weight, task.setting.threads)
+        importance = task.second.diagonal().clamp_min(0)
+        weight = importance if bool(importance.any()) else None
+        place = place_of(task.grid, task.w.device, task.setting)
+        return home(task.grid, place.fit(fit, task.w, weight, task.setting.threads))
 
 
 ROUND = Nearest()

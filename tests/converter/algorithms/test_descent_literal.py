@@ -12,7 +12,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qconvert.algorithms.curvature import damped, decoded, output_error
+from qconvert.algorithms.curvature import damped, output_error
+from qconvert.algorithms.place import decoded
 from qconvert.algorithms.registry import fits
 from qconvert.algorithms.rounds.descent import Descent
 from qconvert.algorithms.rounds.gptq import Gptq
@@ -121,7 +122,7 @@ def test_wide_groups_get_the_best_scale_and_zero_point(
     state, chosen = state_of(grid, start), np.ascontiguousarray(grid.levels[start.codes].T)
     gradient = task.second @ (decoded(task, start) - task.w).t()
     before = output_error(decoded(task, start), task, task.second)
-    refit(gradient, task.second, chosen, state, grid.search)
+    refit(gradient, task.second, torch.from_numpy(chosen), shared(state), grid.search)
     values = values_of(chosen, state)
     assert torch.allclose(gradient, task.second @ (values - task.w).t(), atol=2e-5)
     after = output_error(values, task, task.second)
@@ -137,6 +138,12 @@ def test_wide_groups_get_the_best_scale_and_zero_point(
             errors = ((off @ task.second) * off).sum(1)
             mine = values - task.w
             assert (errors * 1.0001 >= ((mine @ task.second) * mine).sum(1)).all()
+
+
+def shared(state: State) -> State:
+    """Tensors of the same memory."""
+    fields = (state.scale, state.offset, state.d, state.dmin)
+    return State(*(torch.from_numpy(one) for one in fields))
 
 
 def values_of(chosen: Any, state: State) -> torch.Tensor:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from qconvert.algorithms.curvature import damped, decoded, output_error
+from qconvert.algorithms.curvature import damped, output_error
+from qconvert.algorithms.place import decoded
 from qconvert.algorithms.registry import fits
 from qconvert.algorithms.rounds.gptq import Gptq
 from qconvert.algorithms.rounds.nearest import ROUND as NEAREST

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from qconvert.algorithms.blocks.learned import Learned
-from qconvert.algorithms.curvature import damped, decoded, output_error
+from qconvert.algorithms.curvature import damped, output_error
+from qconvert.algorithms.place import decoded
 from qconvert.algorithms.registry import fits
 from qconvert.algorithms.rounds.descent import Descent
 from qconvert.algorithms.rounds.gptq import Gptq

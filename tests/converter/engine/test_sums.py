@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from qconvert.engine.stream import workers
-from qconvert.engine.sums import AT_ONCE, Sums
+from qconvert.engine.sums import Sums
+from qconvert.kernels.cpu.moments import AT_ONCE
 
 CPU = torch.device("cpu")
 
