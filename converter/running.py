@@ -50,19 +50,20 @@ def chosen_runtime(
     target: Target, path: Path, name: str | None, own_build: Path | None, or_none: str = ""
 ) -> Runtime:
     """A runtime for the output `path` of `target`: the one called `name`, else the first that is
-    usable, the target's own before others. `Refused` or `MissingRuntime`, which says `or_none` too,
-    where there is none."""
+    usable, the target's own before others, of those that are taken without being asked for.
+    `Refused` or `MissingRuntime`, which says `or_none` too, where there is none."""
     from qconvert.runtimes.runtime import runtimes
 
     also = getattr(target, "also_read_by", None)
     read_by = (target.name, *(() if also is None else also(path)))
     found = sorted(runtimes().values(), key=lambda one: one.target != target.name)
     known = {one.name: one for one in found if one.target in read_by}
-    if not known or (name is not None and name not in known):
+    unasked = [one for one in known.values() if not getattr(one, "on_request", False)]
+    if (not unasked) if name is None else (name not in known):
         problem = f"no runtime {name or ''} for {target.name}".replace("  ", " ")
         raise refuse(problem, f"known: {', '.join(sorted(known)) or 'none'}")
-    usable = (one for one in known.values() if one.unavailable() is None)
-    runtime = known[name] if name is not None else next(usable, next(iter(known.values())))
+    usable = (one for one in unasked if one.unavailable() is None)
+    runtime = known[name] if name is not None else next(usable, unasked[0])
     if own_build is not None:
         runtime = with_own_build(runtime, own_build)
     reason = runtime.unavailable()

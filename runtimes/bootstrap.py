@@ -2,8 +2,9 @@
 
     PYTHON -P .../runtimes/bootstrap.py qconvert.runtimes.vllm_worker
 
-makes `qconvert.runtimes` and `qconvert.formats` importable from the folders that this file lies
-beside, in a checkout and in an installation alike, and runs the module as a program. It imports
+makes `qconvert.runtimes`, `qconvert.formats` and `qconvert.kernels` importable from the folders
+that this file lies beside, in a checkout and in an installation alike, and runs the module as a
+program. It imports
 nothing of ours and nothing but the standard library; the workers need numpy and their runtime.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-ROOMS = ("runtimes", "formats")
+ROOMS = ("runtimes", "formats", "kernels")
 
 
 def make_importable(root: Path) -> None:

@@ -94,9 +94,10 @@ class Runtime(Protocol):
     """More attributes are looked for: `recipes` (see `environments`; the first is of the machine at
     hand), `activation_blocks`, `float_type` and `plain_inputs` (see `noise`), `served`: the runtime
     as users run it, for timing, where checking asks for something else; `misreads`: characters that
-    its tokenizer is known to read otherwise than models' do, each with a line about it; and
+    its tokenizer is known to read otherwise than models' do, each with a line about it;
     `also_checked`: the runtime in another way, whose logits `check` compares and judges as well,
-    under its `label`."""
+    under its `label`; and `on_request`: whether it is taken only where it is named, because what it
+    shows is not what users of the target run."""
 
     @property
     def name(self) -> str: ...

@@ -27,7 +27,7 @@ ROOMS = {"converter": "qconvert", "formats": "qconvert.formats", "runtimes": "qc
 MAY_IMPORT = {
     "converter": {"converter", "formats", "kernels"},
     "formats": {"formats", "kernels"},
-    "runtimes": {"runtimes", "formats"},
+    "runtimes": {"runtimes", "formats", "kernels"},
     "kernels": {"kernels"},
 }
 SEES_ALL = {

@@ -142,4 +142,5 @@ def _checked(report: CheckReport, seconds: float) -> Checked:
 
 def _runtime(target: str) -> Runtime | None:
     found = (one for one in runtimes().values() if one.target == target)
-    return next((one for one in found if one.unavailable() is None), None)
+    served = (one for one in found if not getattr(one, "on_request", False))
+    return next((one for one in served if one.unavailable() is None), None)
