@@ -5,39 +5,47 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from qconvert.algorithms.root import inverse_root
 from qconvert.algorithms.slots import Task
 from qconvert.formats.refusal import refuse
 from qconvert.formats.tensor import QuantizedTensor
 
+ROWS = 128
+"""Rows of moments that are put in order at once."""
 
-def damped(second: torch.Tensor, damping: float) -> torch.Tensor:
-    """H + damping * mean(diag H) on the diagonal, float64 [cols, cols]. All zero: the identity."""
-    wide = second.double()
-    mean = wide.diagonal().mean()
+
+def damped(second: torch.Tensor, damping: float, order: torch.Tensor | None = None) -> torch.Tensor:
+    """H + damping * mean(diag H) on the diagonal, float64 [cols, cols]. All zero: the identity.
+
+    `order`, [cols]: rows and columns are taken in it. The result is a matrix of its own, and the
+    only one that is made.
+    """
+    mean = second.diagonal().double().mean()
     if not mean > 0:
-        return torch.eye(len(wide), dtype=torch.float64, device=wide.device)
-    wide = wide.clone()
+        return torch.eye(len(second), dtype=torch.float64, device=second.device)
+    if order is None:
+        wide = second.to(torch.float64, copy=True)
+    else:
+        wide = torch.empty(second.shape, dtype=torch.float64, device=second.device)
+        for to, taken in zip(wide.split(ROWS), order.split(ROWS), strict=True):
+            to.copy_(second[taken].index_select(1, order))
     wide.diagonal().add_(damping * mean)
     return wide
 
 
-def factor(damped_moments: torch.Tensor, name: str) -> torch.Tensor:
+def factor(damped_moments: torch.Tensor, name: str, threads: int = 1) -> torch.Tensor:
     """Upper triangular U with H^-1 = U'U, float32; `Refused`, naming the tensor, when H does not
-    factor.
-
-    H with its order turned round is L L'; turned back, L becomes R with H = R R', upper triangular,
-    and U is its inverse: half the work of inverting H and factoring the inverse. The factor is of
-    float64; its inverse, as well conditioned as the root of H, is taken in float32.
+    factor. Computed in float64 in the memory of `damped_moments`, [cols, cols], whose values are
+    lost (but for one that is not contiguous, or not float64: a copy is); on a processor by
+    `threads`, whose number changes no bit.
     """
-    lower, failed = torch.linalg.cholesky_ex(damped_moments.flip(0, 1))
-    if int(failed):
+    found = inverse_root(damped_moments.double().contiguous(), threads)
+    if found is None:
         raise refuse(
             f"{name}: the second moments of its input do not factor, even damped",
             "give more calibration text (--calib-rows), or use --method rtn",
         )
-    unit = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-    inverse: torch.Tensor = torch.linalg.solve_triangular(lower, unit, upper=False)
-    return inverse.flip(0, 1).float().contiguous()
+    return found
 
 
 def output_error(values: torch.Tensor, task: Task, second: torch.Tensor) -> float:
