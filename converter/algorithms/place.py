@@ -120,9 +120,8 @@ class Device:
 
     def values(self, coded: Coded) -> torch.Tensor:
         (scale, offset), cols = self.lines(coded), coded.codes.shape[1]
-        levels = torch.tensor(self.grid.levels, device=scale.device)
         codes = torch.nn.functional.pad(coded.codes, (0, lacking(cols, self.grid.group)))
-        return lines.decoded(codes, scale, offset, levels, body=self.body)[:, :cols]
+        return lines.decoded(codes, scale, offset, self.grid.levels, body=self.body)[:, :cols]
 
 
 def _on(values: np.ndarray, device: torch.device) -> torch.Tensor:
