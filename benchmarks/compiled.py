@@ -142,7 +142,9 @@ def _build(launch: Launch, arch: int, aligned: bool) -> tuple[Any, str]:
     attributes = {}
     if aligned:
         kinds = [launch.signature.get(name, "") for name in names]
-        whole = [at for at, kind in enumerate(kinds) if re.match(r"\*|[iu]\d\d", kind)]
+        fixed = [one.do_not_specialize for one in launch.kernel.params]  # nothing is assumed of it
+        known = ["" if no else kind for kind, no in zip(kinds, fixed, strict=True)]
+        whole = [at for at, kind in enumerate(known) if re.match(r"\*|[iu]\d\d", kind)]
         attributes = {(at,): [["tt.divisibility", 16]] for at in whole}
     signature = {name: launch.signature.get(name, "constexpr") for name in names}
     source = ASTSource(launch.kernel, signature, dict(launch.constants), attributes)
