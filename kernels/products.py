@@ -29,8 +29,10 @@ def w4a16(
 
     `packed`: int32 [N, ceil(K / 8)], codes from 0 to 15. `scale`: float [N, groups], each for
     K / groups columns in a row. `zero`: int32 [ceil(N / 8), groups], the zero points packed along
-    N; None: 8 everywhere. Sums are float32; no body rounds a weight to 16 bits. `ValueError` for
-    shapes that do not belong together.
+    N; None: 8 everywhere. Products are summed in float32. The weights are exact in the plain and
+    the cpu body; on a GPU they are rounded once to the type of x where groups are not whole
+    multiples of 128 columns, as serving programs do. `ValueError` for shapes that do not belong
+    together.
     """
     (rows, words), (count, groups), cols = packed.shape, scale.shape, x.shape[-1]
     zeros = zero is None or zero.shape == (-(-rows // PER_WORD), groups)

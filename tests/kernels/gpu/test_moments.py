@@ -8,8 +8,6 @@ import torch
 from qconvert.kernels.gpu.moments import places
 from qconvert.kernels.moments import VECTORS, add_products, add_vectors
 
-pytest.importorskip("triton")
-
 KINDS = [torch.float32, torch.float16]
 if torch.cuda.is_available():  # the interpreter multiplies bfloat16 wrongly
     KINDS.append(torch.bfloat16)
