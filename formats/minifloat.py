@@ -24,8 +24,10 @@ from qconvert.formats.grid import Lines
 from qconvert.formats.multipliers import Float8, Multipliers, Params, Plain, PowerOfTwo, Shared
 from qconvert.formats.nearest import on_lines
 from qconvert.formats.tensor import QuantizedTensor
+from qconvert.kernels.cpu import small_float_loops
 from qconvert.kernels.fit import Fit, Table, usable
-from qconvert.kernels.minifloat import E2M1, E4M3, Bytes
+from qconvert.kernels.minifloat import E2M1, E4M3, Bytes, MiniFloat
+from qconvert.kernels.small_floats import FloatSearch
 
 Floats = NDArray[np.float32]
 AT_ONCE = 1 << 17  # weights: what a search makes of them stays in the cache
@@ -151,7 +153,9 @@ class MiniFloatGrid:
         return QuantizedTensor(self.name, codes, params)
 
     def _codes(self, w: Floats, scale: Floats) -> NDArray[np.uint8]:
-        """[rows, groups, columns]: a true division, as references do it."""
+        """[rows, cols], perhaps apart by groups: a true division, as references do it."""
+        if isinstance(self.element, MiniFloat):
+            return small_float_loops.nearest(w, scale, self.element)
         grouped = w.reshape(*scale.shape, -1)
         with np.errstate(over="ignore"):
             return self.element.rounded(grouped / scale[..., None])
@@ -173,15 +177,11 @@ class MiniFloatGrid:
         return best
 
     def _error(self, w: Floats, weight: Floats, params: Params) -> Floats:
-        """[rows, groups]: of each group, or of all groups that share a scale."""
-        scale = self.scales.scale(params)
-        off = self.levels[self._codes(w, scale)]
-        off *= scale[..., None]
-        off -= w.reshape(off.shape)
-        with np.errstate(over="ignore"):  # infinite: then it is not the least
-            off *= off
-            off *= weight.reshape(scale.shape[1], -1)
-            error: Floats = off.sum(-1)
+        """[rows, groups]: of each group, or of all groups that share a scale. Infinite, it is not
+        the least."""
+        if not isinstance(self.element, MiniFloat):
+            raise TypeError(f"{self.name}: scales are searched where a zero has one code")
+        error = small_float_loops.errors(w, weight, self.scales.scale(params), self.element)
         if self.together > 1:
             starts = np.arange(0, len(error), self.together)
             error = np.add.reduceat(error, starts).repeat(self.together, 0)[: len(error)]
@@ -196,6 +196,18 @@ class BindableGrid(MiniFloatGrid):
     def bound(self, largest: float) -> BindableGrid:
         scales: Any = self.scales
         return replace(self, scales=replace(scales, largest=float(largest)))
+
+
+def float_search(grid: MiniFloatGrid) -> FloatSearch | None:
+    """The grid's own search as the kernels take it, on tensors of any device; None where only the
+    grid itself rounds to its codes."""
+    if not isinstance(grid.element, MiniFloat):
+        return None
+    scales: Any = grid.scales
+    largest = getattr(scales, "largest", None)
+    return FloatSearch(
+        grid.element, grid.group, scales.stored, scales.steps, scales.together, largest
+    )
 
 
 GRIDS: Mapping[str, MiniFloatGrid] = {

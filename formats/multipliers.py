@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from qconvert.kernels.minifloat import E2M1, E4M3, ONE_EXPONENT, floor_power, po
 
 Floats = NDArray[np.float32]
 Params = Mapping[str, NDArray[Any]]
+Stored = Literal["float", "shared", "e4m3", "e8m0"]
 
 LEAST = np.float32(1e-30)  # no scale is smaller: its reciprocal is to be finite
 ROW = 0
@@ -29,6 +30,11 @@ _NVFP4_TOP = np.float32(E2M1.top * E4M3.top)  # 2688: the largest value before t
 
 
 class Multipliers(Protocol):
+    @property
+    def stored(self) -> Stored:
+        """What `kernels.small_floats` calls this kind of scale."""
+        ...
+
     @property
     def fields(self) -> tuple[tuple[str, type, int], ...]:
         """(name, type, columns that share one) of the parameters, the one that moves first."""
@@ -69,6 +75,10 @@ class Plain:
     lower in the table, which costs little, and the many below it fall better."""
 
     @property
+    def stored(self) -> Stored:
+        return "float"
+
+    @property
     def fields(self) -> tuple[tuple[str, type, int], ...]:
         return (("d", np.float32, self.group),)
 
@@ -101,6 +111,10 @@ class Shared:
     largest: float | None = None
     together: int = 1
     steps: tuple[float, ...] = ()
+
+    @property
+    def stored(self) -> Stored:
+        return "shared"
 
     @property
     def fields(self) -> tuple[tuple[str, type, int], ...]:
@@ -138,6 +152,10 @@ class Float8:
     steps: tuple[float, ...] = (-3, -2, -1, 1, 2, 3, 4, 5, 6)
     """Neighbours in e4m3: from -3, where the largest weight is cut off, to 6, where it lies at or
     below 4 instead of 6. Wider does not help (measured on normal and on heavy tails)."""
+
+    @property
+    def stored(self) -> Stored:
+        return "e4m3"
 
     @property
     def fields(self) -> tuple[tuple[str, type, int], ...]:
@@ -178,6 +196,10 @@ class PowerOfTwo:
     group: int
     together: int = 1
     steps: tuple[float, ...] = (1, -1)
+
+    @property
+    def stored(self) -> Stored:
+        return "e8m0"
 
     @property
     def fields(self) -> tuple[tuple[str, type, int], ...]:

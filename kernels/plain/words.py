@@ -13,11 +13,11 @@ from qconvert.kernels.word_layouts import Scales, WordLayout, fp8
 
 Shape = tuple[int, int]
 
-_POWERS = np.append(powers(np.arange(255, dtype=np.uint8)), np.float32(np.inf))
+E8M0_VALUES = np.append(powers(np.arange(255, dtype=np.uint8)), np.float32(np.inf))
 
 
 def pack(codes: torch.Tensor, layout: WordLayout) -> torch.Tensor:
-    fields = _looked_up(layout.tables()[0], codes).long()
+    fields = looked_up(layout.tables()[0], codes).long()
     shape = (codes.shape[0], codes.shape[1])
     if layout.along == "rows":
         fields = fields.T
@@ -36,13 +36,13 @@ def pack(codes: torch.Tensor, layout: WordLayout) -> torch.Tensor:
 
 
 def unpack(words: torch.Tensor, layout: WordLayout, shape: Shape) -> torch.Tensor:
-    return _looked_up(layout.tables()[1], fields(words, layout, shape))
+    return looked_up(layout.tables()[1], fields(words, layout, shape))
 
 
 def dequantize(
     words: torch.Tensor, scales: Scales, layout: WordLayout, shape: Shape, dtype: torch.dtype
 ) -> torch.Tensor:
-    values = _looked_up(layout.tables()[2], fields(words, layout, shape))
+    values = looked_up(layout.tables()[2], fields(words, layout, shape))
     return on_scales(values, scales, layout.coding.negated).to(dtype)
 
 
@@ -84,9 +84,9 @@ def lines_of(scales: Scales, negated: bool, rows: int) -> torch.Tensor:
     """The scale of each group of each row, [rows, groups] float32."""
     found = scales.values
     if scales.kind == "e4m3":
-        found = _looked_up(fp8().tables()[2], found)
+        found = looked_up(fp8().tables()[2], found)
     elif scales.kind == "e8m0":
-        found = _looked_up(_POWERS, found)
+        found = looked_up(E8M0_VALUES, found)
     found = found.float()
     if scales.whole is not None:
         found = found * scales.whole.reshape(1, 1)
@@ -97,6 +97,6 @@ def lines_of(scales: Scales, negated: bool, rows: int) -> torch.Tensor:
     return found
 
 
-def _looked_up(table: NDArray[Any], at: torch.Tensor) -> torch.Tensor:
+def looked_up(table: NDArray[Any], at: torch.Tensor) -> torch.Tensor:
     values = torch.from_numpy(table).to(at.device)
     return values[at.int()] if at.dtype != torch.int32 else values[at]
