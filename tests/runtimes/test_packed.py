@@ -341,6 +341,26 @@ def test_a_good_folder_passes_its_check(
     assert any("products on packed weights: cpu" in note for note in found.notes)
 
 
+def test_the_bodies_of_a_gpu_give_the_same_logits(
+    tiny_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under Triton's interpreter where there is no GPU, which is read when a process starts. In
+    float16, so that sums of another order round apart."""
+    sizes = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 1}
+    small = tiny_model("llama", dtype="float16", **sizes)
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    if place == "cpu":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for type in ("w4a16-g64-asym", "w8a8"):
+        out = tmp_path / type
+        convert(small, "vllm", type=type, out=out, threads=1, asked=QUICK)
+        triton = replace(HERE, device=place, dtypes=("float16",), body="gpu")
+        with triton.open(out, threads=1, context=64) as session:
+            got = session.logits(TOKENS)
+        want = logits(loaded(out, ("float16",)))
+        assert np.abs(got - want).max() < 0.02
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("type", [*FOURS, *EIGHTS])
