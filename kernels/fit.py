@@ -287,10 +287,10 @@ def _on_tensors(
     import torch
 
     per_column = None if weight is None else torch.from_numpy(usable(weight)).to(x.device)
-    run = getattr(module(body, "fit"), search.kernel)
+    # of no rows, the plain body on one part, so that every result has its type and width
+    run = getattr(module(body if len(x) else "plain", "fit"), search.kernel)
     arguments = [one.tolist() if hasattr(one, "tolist") else one for one in search.arguments()]
     step = max(1, WEIGHTS_AT_ONCE // max(x.shape[1], 1))
-    # of no rows, one part all the same, so that every result has its type and width
     parts = [
         run(x[start : start + step], per_column, *arguments)
         for start in range(0, max(len(x), 1), step)

@@ -26,7 +26,7 @@ def half(a: torch.Tensor) -> torch.Tensor:
 
 
 def inverse(d: torch.Tensor) -> torch.Tensor:
-    """1 / d, or 0 where d is 0; the quotient is the nearest float32 on every device."""
-    alive = d != 0
+    """1 / d, or 0 where d is 0 or no number; the nearest float32 on every device."""
+    alive = d.abs() > 0
     one = torch.ones((), dtype=torch.float32, device=d.device)  # a number would be a reciprocal
     return torch.where(alive, one / torch.where(alive, d, one), 0.0)

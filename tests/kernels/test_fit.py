@@ -133,8 +133,13 @@ def test_rows_in_parts_are_the_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert fit(x[:0], None, search, body="plain")[0].shape == (0, 256)
 
 
-def test_scales_beyond_float16_are_infinite() -> None:
-    x = _matrix(16, 256) * np.float32(1e8)
-    for body in ("cpu", "plain"):
-        _, params = fit(x, None, GRIDS["Q4_0"].search, body=body)
-        assert np.isinf(params["d"]).any()
+@every_grid
+def test_scales_beyond_what_is_stored_are_infinite(grid: GGUFGrid | IntegerGrid) -> None:
+    search = grid.search if grid.search.size else replace(cast(Symmetric, grid.search), size=256)
+    x = _matrix(16, 256 // search.size * search.size) * np.float32(1e10)
+    codes, params = fit(x, None, search)
+    wide = getattr(search, "scale", "float16") in ("bfloat16", "float32")
+    assert np.isfinite(params["d"]).all() == wide
+    again, values = fit(x, None, search, body="plain")
+    assert np.array_equal(codes, again)
+    assert all(np.array_equal(params[name], values[name]) for name in params)
