@@ -26,8 +26,9 @@ def add_products(
     i = tl.load(place) * TILE + tl.arange(0, TILE)
     j = start + tl.load(place + 1) * TILE + tl.arange(0, TILE)
     step = tl.arange(0, STEP)
-    left = x + step[:, None] * stride.to(tl.int64) + i[None, :]
-    right = x + step[:, None] * stride.to(tl.int64) + j[None, :]
+    token = step.to(tl.int64)[:, None] * stride
+    left = x + token + i[None, :]
+    right = x + token + j[None, :]
     added = tl.zeros((TILE, TILE), dtype=tl.float32)
     for first in range(0, tokens, STEP):
         there = (first + step)[:, None] < tokens
@@ -36,8 +37,8 @@ def add_products(
         a = tl.load(left, mask=in_left, other=0.0)
         b = tl.load(right, mask=in_right, other=0.0)
         added = tl.dot(tl.trans(a), b, added, input_precision=PRECISION)
-        left += STEP * stride.to(tl.int64)
-        right += STEP * stride.to(tl.int64)
+        left += STEP * stride
+        right += STEP * stride
     at = total + i[:, None].to(tl.int64) * (rows - start) + (j - start)[None, :]
     inside = (i[:, None] < rows) & (j[None, :] < rows)
     tl.store(at, tl.load(at, mask=inside, other=0.0) + added, mask=inside)
