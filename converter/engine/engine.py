@@ -25,10 +25,10 @@ from qconvert.engine.ends import Ends
 from qconvert.engine.heap import give_back
 from qconvert.engine.observe import Pair, held_rows, observe_end
 from qconvert.engine.optimise import Optimiser
+from qconvert.engine.passing import Passing, passing_of
 from qconvert.engine.reach import MAX
 from qconvert.engine.record import BlockRecord, LinearRecord
 from qconvert.engine.rounding import Inputs
-from qconvert.engine.rows import kept_rows, mapped_rows, written
 from qconvert.engine.skeleton import read_block, skeleton
 from qconvert.engine.stream import Stream, Workers, workers
 from qconvert.engine.work import Work
@@ -119,7 +119,8 @@ class Engine:
         bones = skeleton(self.source, self.device)
         hidden, calls = bones.embed(self.tokens, ends.rows)
         stream = Stream(bones, calls, pool, self.compute)
-        first, rows = self._latest(missing[0] if missing else self.blocks, hidden)
+        passing = passing_of(self.work, (*self.tokens.shape, hidden.shape[-1]), self.device)
+        first, rows = passing.entering(missing[0] if missing else self.blocks, hidden)
         del hidden
         optimiser = self._optimiser
         for index in range(first, self.blocks if head else missing[-1] + 1):
@@ -127,49 +128,44 @@ class Engine:
             block = optimiser.placed(read_block(self.source, index, self.device))
             last = not head and index == missing[-1]
             if index in missing:
-                rows = self._make(block, rows, stream, done, last=last)
+                rows = self._make(block, rows, stream, passing, done, last=last)
                 done += 1
             else:
                 self.told(f"block {index}: passing on", done, self.blocks, None)
                 inputs = optimiser.inputs(index, self.work.record(index).covered)
-                rows = self._pass_on(stream, optimiser.finished(block), rows, inputs)
+                rows = self._pass_on(stream, passing, optimiser.finished(block), rows, inputs)
             give_back()
         if not head:
             return None
         self.told("head: reading", done, self.blocks, None)
         return observe_end(stream, rows, held_rows(len(rows)))
 
-    def _latest(self, missing: int, hidden: torch.Tensor) -> tuple[int, torch.Tensor]:
-        """The last block not after `missing` whose incoming rows are kept, and these rows."""
-        shape = (*self.tokens.shape, hidden.shape[-1])
-        for index in range(missing, 0, -1):
-            path = self.work.rows(index, "quant")
-            rows = kept_rows(path, shape, self.work.journal.digest)
-            if rows is not None:
-                return index, rows
-        return 0, hidden
-
     def _pass_on(
         self,
         stream: Stream,
+        passing: Passing,
         block: Block,
         rows: torch.Tensor,
         inputs: Inputs,
         finish: Finish | None = None,
     ) -> torch.Tensor:
-        """The rows that enter the next block, kept in a file; those before them are dropped.
-        `finish` is called before they are: without them, the block need not be made again."""
-        path = self.work.rows(block.index + 1, "quant")
-        shape = (rows.shape[0], rows.shape[1], rows.shape[2])
-        with written(path, shape, self.work.journal.digest) as out:
+        """The rows that enter the next block; those before them are dropped. `finish` is called
+        before they are: without them, the block need not be made again."""
+        with passing.behind(block.index, rows) as out:
             largest = stream.forward(block, rows, out, inputs)
             if finish is not None:
                 finish(largest)
-        self.work.retire_rows(block.index + 1)
-        return mapped_rows(path, shape)
+        return passing.left(block.index, rows)
 
     def _make(
-        self, block: Block, rows: torch.Tensor, stream: Stream, done: int, *, last: bool
+        self,
+        block: Block,
+        rows: torch.Tensor,
+        stream: Stream,
+        passing: Passing,
+        done: int,
+        *,
+        last: bool,
     ) -> torch.Tensor:
         """Finish a block; the rows that enter the next one, which the `last` has no use for."""
         begin = time.perf_counter()
@@ -192,6 +188,6 @@ class Engine:
             self.told(f"block {index}: done", done + 1, self.blocks, whole)
 
         if not last:
-            return self._pass_on(stream, quantized, rows, inputs, finish)
+            return self._pass_on(stream, passing, quantized, rows, inputs, finish)
         finish(stream.forward(quantized, rows, None, inputs))
         return rows

@@ -65,9 +65,10 @@ class Skeleton:
     def embed(
         self, tokens: NDArray[np.int32], rows: Rows | None = None
     ) -> tuple[torch.Tensor, list[Call]]:
-        """Hidden states [rows, length, hidden] that enter block 0, and how each block is called
-        for one row. Reads the embedding in chunks and keeps only the rows of tokens that occur.
-        `rows` gives the values of what stands before the blocks, if not the source."""
+        """Hidden states [rows, length, hidden] that enter block 0, on the processor, and how each
+        block is called for one row. Reads the embedding in chunks and keeps only the rows of
+        tokens that occur. `rows` gives the values of what stands before the blocks, if not the
+        source."""
         used, compact = np.unique(tokens, return_inverse=True)
         ids = torch.from_numpy(compact.reshape(tokens.shape).astype(np.int64)).to(self.device)
         recorders = [_Recorder() for _ in self.blocks]
@@ -77,7 +78,7 @@ class Skeleton:
             for row in ids.split(1):
                 self.base(input_ids=row, use_cache=False)
                 assert recorders[0].hidden is not None
-                hidden.append(recorders[0].hidden)
+                hidden.append(recorders[0].hidden.cpu())
         calls = [recorder.call for recorder in recorders]
         return torch.cat(hidden), [call for call in calls if call is not None]
 
