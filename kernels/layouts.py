@@ -108,6 +108,17 @@ class Numbers:
         )  # fmt: skip
 
 
+SIX_BIT_PAIRS = (
+    Run(0, 4, at=0, lift=0, width=6), Run(4, 4, at=0, lift=6, width=2, shift=4),
+    Run(8, 4, at=4, lift=0, width=6), Run(12, 4, at=4, lift=6, width=2, shift=4),
+    Run(4, 4, at=8, lift=0, width=4), Run(12, 4, at=8, lift=4, width=4),
+)  # fmt: skip
+"""Eight 6-bit numbers and eight more in twelve bytes; kernels for a GPU know no other pieces.
+
+Byte j < 4: number j, and the two high bits of number j + 4. Byte 4 + j: the same of the second
+eight. Byte 8 + j: the low nibbles of number j + 4 of the first and of the second eight.
+"""
+
 Part = Half | Codes | Numbers
 
 

@@ -6,7 +6,8 @@ dequantize_row_* in ggml-quants.c. Halves and planes of codes stand with each ty
 
 from __future__ import annotations
 
-from qconvert.kernels.layouts import Numbers, Plane, Run
+from qconvert.kernels import layouts
+from qconvert.kernels.layouts import Numbers, Plane
 
 SIGNED_BYTES = Numbers(("scales",), 16, 16, ((0, Plane(8, 16)),), signed=True)
 """Sixteen int8 sub-scales (Q6_K)."""
@@ -28,16 +29,5 @@ SPLIT_SIX_BIT_SCALES = Numbers(
 )
 """Eight 6-bit scales, stored plus 32 (IQ4_XS): high bits in a 16-bit word, then low nibbles."""
 
-SIX_BIT_PAIRS = Numbers(
-    ("scales", "mins"), 8, 12,
-    pieces=(
-        Run(0, 4, at=0, lift=0, width=6), Run(4, 4, at=0, lift=6, width=2, shift=4),
-        Run(8, 4, at=4, lift=0, width=6), Run(12, 4, at=4, lift=6, width=2, shift=4),
-        Run(4, 4, at=8, lift=0, width=4), Run(12, 4, at=8, lift=4, width=4),
-    ),
-)  # fmt: skip
-"""Eight 6-bit scales and eight 6-bit minima in twelve bytes (Q4_K, Q5_K).
-
-Byte j < 4: scale j, and the two high bits of scale j + 4. Byte 4 + j: the same of the minima.
-Byte 8 + j: the low nibbles of scale j + 4 and of minimum j + 4.
-"""
+SIX_BIT_PAIRS = Numbers(("scales", "mins"), 8, 12, pieces=layouts.SIX_BIT_PAIRS)
+"""Eight 6-bit scales and eight 6-bit minima in twelve bytes (Q4_K, Q5_K)."""
