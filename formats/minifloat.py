@@ -184,7 +184,9 @@ class MiniFloatGrid:
         error = small_float_loops.errors(w, weight, self.scales.scale(params), self.element)
         if self.together > 1:
             starts = np.arange(0, len(error), self.together)
-            error = np.add.reduceat(error, starts).repeat(self.together, 0)[: len(error)]
+            with np.errstate(over="ignore"):
+                error = np.add.reduceat(error, starts)
+            error = error.repeat(self.together, 0)[: len(w)]
         return error
 
 

@@ -13,12 +13,16 @@ from qconvert.kernels.minifloat import E2M1, E4M3, MiniFloat
 from qconvert.kernels.pairwise import joined, leaves
 
 _ROWS, _COLS = 4, 1024  # of a program
+_FLAT = 4096  # columns of what has none
 _LANES = 64
 
 
 def rounded(v: torch.Tensor, kind: MiniFloat) -> torch.Tensor:
-    flat = v.contiguous().view(1, -1)
-    return _nearest(flat, None, kind).view(v.shape)
+    flat = v.contiguous().view(-1)
+    whole = flat.numel() // _FLAT * _FLAT
+    rows, rest = flat[:whole].view(-1, _FLAT), flat[whole:].view(1, -1)
+    parts = [_nearest(part, None, kind).view(-1) for part in (rows, rest) if part.numel()]
+    return torch.cat(parts).view(v.shape) if parts else v.to(torch.uint8)
 
 
 def nearest(w: torch.Tensor, scale: torch.Tensor, kind: MiniFloat) -> torch.Tensor:

@@ -16,6 +16,7 @@ from qconvert.kernels.word_layouts import Scales, SmallFloats, WordLayout
 Shape = tuple[int, int]
 
 TILE = 4096  # codes of a program
+LONG = 128  # words of a row that lie side by side, of them
 _KINDS: Mapping[str, int] = {"float": 0, "e4m3": 1, "e8m0": 2}
 _TYPES: Mapping[torch.dtype, str] = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
@@ -102,9 +103,10 @@ def dequantizing(layout: WordLayout, scales: Scales, dtype: torch.dtype) -> Laun
 def _widened(
     layout: WordLayout, words: torch.Tensor, shape: Shape
 ) -> tuple[WordLayout, torch.Tensor]:
-    """Bytes along rows that fill words are those words: fewer, wider loads and stores."""
+    """Bytes of several codes along rows that fill words are those words: fewer, wider loads."""
     whole = words.shape[-1] % 4 == 0 and words.data_ptr() % 4 == 0
-    if layout.word != 8 or layout.along != "cols" or layout.transposed or not whole:
+    shared = layout.word == 8 and layout.per > 1 and layout.along == "cols"
+    if not (shared and whole) or layout.transposed:
         return layout, words
     return replace(layout, word=32), words.view(torch.int32)
 
@@ -114,8 +116,7 @@ def _lying(layout: WordLayout) -> dict[str, Any]:
     words and for codes."""
     across = 1 << (layout.per - 1).bit_length()
     rows = layout.along == "rows"
-    longest = 256 if rows or across == 1 else 128  # words, along a row
-    high = (16 if rows else 32) if layout.transposed else max(1, TILE // (across * longest))
+    high = (16 if rows else 32) if layout.transposed else max(1, TILE // (across * LONG))
     places = sum(place << 4 * code for code, place in enumerate(layout.places))
     return {
         "ROWS": rows,
@@ -171,6 +172,9 @@ VARIANTS: Mapping[str, Callable[[], Launch]] = {
     "unpack gptq": lambda: packing(kernels.unpack_kernel, word_layouts.gptq(4)),
     "dequantize int4": lambda: _variant(
         word_layouts.along_inputs(4, 0), 128, torch.float16, zero=_BYTE
+    ),
+    "dequantize fp8": lambda: _variant(
+        word_layouts.fp8(), 128, torch.float16, scale=torch.float32, together=128
     ),
     "dequantize mlc3": lambda: _variant(
         word_layouts.mlc(3, 40, own=False, transposed=False), 40, torch.float16

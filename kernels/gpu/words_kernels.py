@@ -171,6 +171,8 @@ def dequantize_kernel(words, values, zero, whole, out, rows, cols, U, V, groups,
         inside = (row < rows) & (col < cols) & (p < PER)
         if GROUP == 0:
             first = tl.zeros((1, 1, 1), tl.int32)
+        elif GROUP % (BV * PER) == 0:  # of the tile
+            first = tl.zeros((1, 1, 1), tl.int32) + tl.program_id(1) * BV * PER
         elif GROUP % PER == 0:  # of a word
             first = v * PER
         else:

@@ -34,6 +34,13 @@ def test_codes_of_the_nearest_values(kind: MiniFloat, device: torch.device) -> N
     assert torch.equal(found, small_floats.rounded(values, kind, body="plain"))
 
 
+@pytest.mark.parametrize("shape", [(0,), (2, 3), (3, 1500), (2, 4096)])
+def test_codes_of_any_shape(shape: tuple[int, ...], device: torch.device) -> None:
+    values = torch.linspace(-9, 9, int(torch.tensor(shape).prod()), device=device).view(shape)
+    found = small_floats.rounded(values, E2M1, body="gpu")
+    assert torch.equal(found, small_floats.rounded(values, E2M1, body="plain"))
+
+
 @pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize("kind", [E4M3, E2M1])
 @pytest.mark.parametrize(("cols", "group"), [(64, 16), (24, 3), (1000, 1000), (272, 272)])

@@ -31,6 +31,8 @@ LAYOUTS: Mapping[str, tuple[WordLayout, int, int]] = {  # codes, columns of a gr
     "mlc 3": (known.mlc(3, 40, own=False, transposed=False), 8, 40),
     "mlc 3 turned": (known.mlc(3, 40, own=True, transposed=True), 7, 40),
     "int4 rows": (known.INT4_ROWS, 16, 32),
+    "int4 rows, tiles": (known.INT4_ROWS, 16, 128),
+    "int8, tiles": (known.INT8, 256, 128),
     "int8": (known.INT8, 256, 0),
     "fp8": (known.fp8(), 253, 0),
     "fp8 signed": (known.fp8(2), 254, 0),
