@@ -1,4 +1,4 @@
-"""Launches of `packing_kernels`: one specialisation of each kernel for each layout and type."""
+"""Launches of `packing_kernels` and `packing_storing_kernels`, one of each layout and type."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qconvert.kernels import layouts
 from qconvert.kernels.gpu import packing_kernels as kernels
+from qconvert.kernels.gpu import packing_storing_kernels as storing
 from qconvert.kernels.gpu.launch import Launch
 from qconvert.kernels.layouts import BlockLayout, Codes, Half, Numbers, Plane, Term
 
@@ -70,7 +71,7 @@ def _programs(launch: Launch, blocks: int) -> tuple[int]:
 @cache
 def packing(layout: BlockLayout) -> Launch:
     constants = {**_parts(layout), "BLOCKS": max(1, 2 * AT_ONCE // layout.cols)}
-    return Launch(kernels.pack_blocks, {**_ARRAYS, **_SIZES}, constants)
+    return Launch(storing.pack_blocks, {**_ARRAYS, **_SIZES}, constants)
 
 
 @cache
