@@ -10,7 +10,7 @@ is and one higher, side by side; a fourth place repeats the last.
 import triton
 import triton.language as tl
 
-from qconvert.kernels.gpu.fit_kernels import least_of, picked
+from qconvert.kernels.gpu.choosing_kernels import least_of, picked
 from qconvert.kernels.gpu.rounding_kernels import larger, nearest, rounded, smaller
 from qconvert.kernels.gpu.storing_kernels import half, inverse
 
