@@ -1,4 +1,4 @@
-"""Words on a processor, compiled by numba: a pass over the codes in the order of memory."""
+"""Words on a processor, compiled by numba: a field of all the words of a row at a time."""
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -28,23 +28,27 @@ def pack(codes: torch.Tensor, layout: WordLayout) -> torch.Tensor:
 
 
 def unpack(words: torch.Tensor, layout: WordLayout, shape: Shape) -> torch.Tensor:
-    return _spread(words, layout, layout.tables()[1], np.empty(shape, np.uint8))
+    return torch.from_numpy(_spread(words, layout, layout.tables()[1], shape))
 
 
 def dequantize(
     words: torch.Tensor, scales: Scales, layout: WordLayout, shape: Shape, dtype: torch.dtype
 ) -> torch.Tensor:
-    values = _spread(words, layout, layout.tables()[2], np.empty(shape, np.float32))
-    return on_scales(values, scales, layout.coding.negated).to(dtype)
+    fields = _spread(words, layout, np.arange(1 << layout.bits, dtype=np.uint8), shape)
+    values = np.empty(shape, np.float32)
+    _look_up(fields.reshape(-1), layout.tables()[2], values.reshape(-1))
+    return on_scales(torch.from_numpy(values), scales, layout.coding.negated).to(dtype)
 
 
-def _spread(words: torch.Tensor, layout: WordLayout, table: Any, out: Any) -> torch.Tensor:
+def _spread(words: torch.Tensor, layout: WordLayout, table: Any, shape: Shape) -> Any:
+    """uint8 of `shape`: what `table` has for each field."""
+    out = np.empty(shape, np.uint8)
     if layout.transposed:
         words = words.T.contiguous()
     plain = words.numpy().view(np.uint8 if layout.word == 8 else np.uint32)
     loop = _spread_rows if layout.along == "rows" else _spread_cols
     loop(plain, table, _shifts(layout), out)
-    return torch.from_numpy(out)
+    return out
 
 
 def _shifts(layout: WordLayout) -> Any:
@@ -56,11 +60,10 @@ def _pack_cols(codes, table, shifts, out):
     rows, cols = codes.shape
     per = len(shifts)
     for r in range(rows):
-        for j in range(-(-cols // per)):
-            word = np.uint32(0)
-            for i in range(min(per, cols - j * per)):
-                word |= np.uint32(table[codes[r, j * per + i]]) << shifts[i]
-            out[r, j] = word
+        for i in range(per):
+            shift = shifts[i]
+            for j in range((cols - i + per - 1) // per):
+                out[r, j] |= np.uint32(table[codes[r, j * per + i]]) << shift
 
 
 @njit(nogil=True, cache=True)
@@ -78,10 +81,10 @@ def _spread_cols(words, table, shifts, out):
     rows, cols = out.shape
     per, mask = len(shifts), np.uint32(len(table) - 1)
     for r in range(rows):
-        for j in range(-(-cols // per)):
-            word = np.uint32(words[r, j])
-            for i in range(min(per, cols - j * per)):
-                out[r, j * per + i] = table[(word >> shifts[i]) & mask]
+        for i in range(per):
+            shift = shifts[i]
+            for j in range((cols - i + per - 1) // per):
+                out[r, j * per + i] = table[(np.uint32(words[r, j]) >> shift) & mask]
 
 
 @njit(nogil=True, cache=True)
@@ -92,3 +95,9 @@ def _spread_rows(words, table, shifts, out):
         shift = shifts[r % per]
         for c in range(cols):
             out[r, c] = table[(np.uint32(words[r // per, c]) >> shift) & mask]
+
+
+@njit(nogil=True, cache=True)
+def _look_up(fields, table, out):
+    for i in range(len(fields)):
+        out[i] = table[fields[i]]
