@@ -1,0 +1,111 @@
+"""What sweeps over columns share: tiles of columns, pushes of a gradient, sums along a direction.
+
+A thread owns a row of the matrix, and sums run over its columns in order. A tile is BLOCK columns
+of ROWS rows in registers. A change of column j by c [rows] moves the gradient of every column i by
+c * h[j, i]; such changes are logged, and reach a tile, in their order, when its turn comes.
+Pointers come with the rows added, [ROWS]; `stride` is from one column to the next. BLOCK divides
+whatever columns are gone over.
+"""
+
+# mypy: ignore-errors
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def column(tile, u: tl.constexpr):
+    """Column u of a tile: all others are -0, which changes no sum. Costs nothing where a thread
+    owns a row."""
+    i = tl.arange(0, tile.shape[0])
+    return tl.sum(tl.where(i[:, None] == u, tile, -0.0), 0)
+
+
+@triton.jit
+def replaced(tile, u: tl.constexpr, values):
+    i = tl.arange(0, tile.shape[0])
+    return tl.where(i[:, None] == u, values[None, :], tile)
+
+
+@triton.jit
+def read(source, first, stride, there, BLOCK: tl.constexpr):
+    """The tile of columns from `first`."""
+    at = (first + tl.arange(0, BLOCK)) * stride
+    return tl.load(source[None, :] + at[:, None], mask=there[None, :], other=0.0)
+
+
+@triton.jit
+def write(target, tile, first, stride, there):
+    at = (first + tl.arange(0, tile.shape[0])) * stride
+    tl.store(target[None, :] + at[:, None], tile, mask=there[None, :])
+
+
+@triton.jit
+def line_of(h, j, first, COLS: tl.constexpr, BLOCK: tl.constexpr):
+    """h[j, first : first + BLOCK]."""
+    return tl.load(h + j * COLS + first + tl.arange(0, BLOCK))
+
+
+@triton.jit
+def pushed(g, first, log, event, count, changed, h, stride, there, COLS: tl.constexpr):
+    """Gradient of the tile of columns from `first` after `count` events of the log from `event` on,
+    which changed the columns from `changed` on."""
+    for e in tl.range(0, count, loop_unroll_factor=4):
+        change = tl.load(log + (event + e) * stride, mask=there, other=0.0)
+        f = line_of(h, changed + e, first, COLS, g.shape[0])
+        g = g + change[None, :] * f[:, None]
+    return g
+
+
+@triton.jit
+def along(
+    p, zero, g, turned, first, stride, there,
+    SIZE: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """(v'g, v'Hv at least TINY) of v = p - zero over SIZE columns from `first`; `turned`: H'."""
+    slope = tl.zeros(there.shape, tl.float32)
+    curve = tl.zeros(there.shape, tl.float32)
+    i = tl.arange(0, BLOCK)
+    for start in range(first, first + SIZE, BLOCK):
+        cross = tl.zeros((BLOCK, there.shape[0]), tl.float32)
+        for j in tl.range(first, start, loop_unroll_factor=2):
+            v = tl.load(p + j * stride, mask=there, other=0.0) - zero
+            cross = cross + line_of(turned, j, start, COLS, BLOCK)[:, None] * v[None, :]
+        tile = read(p, start, stride, there, BLOCK) - zero[None, :]
+        slopes = read(g, start, stride, there, BLOCK)
+        for u in tl.static_range(BLOCK):
+            v, c = column(tile, u), column(cross, u)
+            slope = slope + v * column(slopes, u)
+            own = tl.load(turned + (start + u) * (COLS + 1))
+            curve = curve + v * (c + c + own * v)
+            f = line_of(turned, start + u, start, COLS, BLOCK)
+            cross = tl.where(i[:, None] > u, cross + f[:, None] * v[None, :], cross)
+    return slope, tl.where(curve > 1e-30, curve, 1e-30)
+
+
+@triton.jit
+def across(
+    levels, g, turned, first, stride, there,
+    SIZE: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """(1'g, levels' H 1, 1' H 1) over SIZE columns from `first`, of the moments inside them."""
+    slope = tl.zeros(there.shape, tl.float32)
+    mixed = tl.zeros(there.shape, tl.float32)
+    total = tl.zeros(there.shape, tl.float32)
+    for start in range(first, first + SIZE, BLOCK):
+        sums = tl.zeros((BLOCK, there.shape[0]), tl.float32)
+        for j in tl.range(first, first + SIZE, loop_unroll_factor=2):
+            sums = sums + line_of(turned, j, start, COLS, BLOCK)[:, None]
+        tile = read(levels, start, stride, there, BLOCK)
+        slopes = read(g, start, stride, there, BLOCK)
+        for u in tl.static_range(BLOCK):
+            slope = slope + column(slopes, u)
+            mixed = mixed + column(tile, u) * column(sums, u)
+            total = total + column(sums, u)
+    return slope, mixed, total
+
+
+@triton.jit
+def lowers(step, slope, curve):
+    """Whether a step along a direction lowers the error."""
+    return 2.0 * step * slope + step * step * curve < 0.0
