@@ -11,9 +11,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qconvert.kernels.rotation import rotate
+
+if TYPE_CHECKING:
+    import torch
 
 Matrix = NDArray[np.float64]
 LARGEST_SMALL = 256  # m is multiplied out, at m operations for each value
@@ -30,8 +36,15 @@ class Rotation:
     def size(self) -> int:
         return len(self.signs)
 
-    def __call__(self, x: NDArray[np.floating]) -> Matrix:
-        """x Q for vectors x along the last axis, [..., n], in float64."""
+    @overload
+    def __call__(self, x: NDArray[np.floating]) -> Matrix: ...
+    @overload
+    def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
+    def __call__(self, x: NDArray[np.floating] | torch.Tensor) -> Matrix | torch.Tensor:
+        """x Q for vectors x along the last axis, [..., n]: an array in float64; a tensor on its own
+        device and in its own type, by `kernels.rotation`."""
+        if not isinstance(x, np.ndarray):
+            return self._turned(x)
         m = len(self.small)
         wide = self.size // m
         values = (x * self.signs).reshape(*x.shape[:-1], wide, m)
@@ -44,6 +57,12 @@ class Rotation:
             values = np.stack([left + right, left - right], axis=-2)
             half *= 2
         return values.reshape(x.shape) / math.sqrt(wide)
+
+    def _turned(self, x: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        signs, small = (torch.from_numpy(one).to(x.device) for one in (self.signs, self.small))
+        return rotate(x, signs, small)
 
     def matrix(self) -> Matrix:
         """Q itself, [n, n]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from qconvert.algorithms.hadamard import hadamard, hartley, rotation
 
@@ -28,6 +29,17 @@ def test_the_fast_form_is_the_matrix() -> None:
     x = np.random.default_rng(0).normal(size=(3, 5, 96))
     turn = rotation(96, 4, 2)
     np.testing.assert_allclose(turn(x), x @ turn.matrix(), atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [64, 576, 896])
+def test_tensors_are_rotated_alike_in_their_own_type(size: int) -> None:
+    turn, x = rotation(size, 4), torch.randn(5, size, generator=torch.Generator().manual_seed(0))
+    right = turn(x.numpy())
+    assert right.dtype == np.float64
+    for kind, bound in ((torch.float64, 1e-13), (torch.float32, 5e-6), (torch.bfloat16, 0.05)):
+        found = turn(x.to(kind))
+        assert found.dtype == kind
+        np.testing.assert_allclose(found.double().numpy(), right, rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("order", [1, 4, 8, 12, 20, 24, 28, 32, 36, 44, 60, 76])
