@@ -3,7 +3,7 @@
 Both work on a panel of columns that are processed together, and leave the columns beyond it to
 matrix products of the caller. Everything is stored with columns first, [cols, rows], and rows are
 independent of each other. Arrays are numpy's, or torch tensors of one device, all of one kind: what
-comes back is of that kind too. All bodies give the same numbers, bit for bit.
+comes back is of that kind too. All bodies give the same bits, the sign of a zero aside.
 """
 
 from __future__ import annotations
