@@ -3,6 +3,7 @@
     python benchmarks/shaped.py 8B FOLDER                    # 16 GB, at the speed of the disk
     python benchmarks/shaped.py 405B FOLDER --blocks 2       # blocks of its size, fewer of them
     python benchmarks/shaped.py 70B FOLDER --scale tiny      # narrow: for smoke tests
+    python benchmarks/shaped.py 405B FOLDER --hollow         # no data: enough for --plan
 
 What time and memory of a conversion depend on is as in the model, so they can be measured without
 it. Weights are bfloat16, normal with a standard deviation of 0.02 (what Llama's configuration calls
@@ -106,8 +107,16 @@ def nbytes_of(tensor: Tensor) -> int:
     return 2 * prod(tensor[1])
 
 
-def write(folder: Path, shape: Shape, *, shard_bytes: int = SHARD_BYTES, seed: int = 0) -> Path:
-    """Write the checkpoint to `folder`, which is made; returns it.
+def write(
+    folder: Path,
+    shape: Shape,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    seed: int = 0,
+    hollow: bool = False,
+) -> Path:
+    """Write the checkpoint to `folder`, which is made; returns it. `hollow`: all weights are zeros
+    that take no room on a disk that can leave holes in files.
 
     Shards end before `shard_bytes`, but for a single tensor that is larger. Takes about 100 MB of
     memory whatever the size.
@@ -120,6 +129,9 @@ def write(folder: Path, shape: Shape, *, shard_bytes: int = SHARD_BYTES, seed: i
     for name, shard in zip(names, shards, strict=True):
         with (folder / name).open("wb") as file:
             file.write(_header(shard))
+            if hollow:
+                file.truncate(file.tell() + sum(nbytes_of(tensor) for tensor in shard))
+                continue
             for tensor in shard:
                 start = _write_tensor(file, tensor, pool, start)
     index = {
@@ -240,14 +252,21 @@ def _write_json(path: Path, value: object) -> None:
 @click.option("--scale", type=click.Choice(SCALES), default=SCALES[0], show_default=True)
 @click.option("--shard-bytes", type=click.IntRange(min=1), default=SHARD_BYTES, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--hollow", is_flag=True, help="headers and holes: no data")
 def main(
-    size: str, folder: Path, blocks: int | None, scale: str, shard_bytes: int, seed: int
+    size: str,
+    folder: Path,
+    blocks: int | None,
+    scale: str,
+    shard_bytes: int,
+    seed: int,
+    hollow: bool,
 ) -> None:
     if folder.exists():
         raise click.UsageError(f"{folder} exists")
     shape = shape_of(size, blocks=blocks, scale=scale)
     started = time.perf_counter()
-    write(folder, shape, shard_bytes=shard_bytes, seed=seed)
+    write(folder, shape, shard_bytes=shard_bytes, seed=seed, hollow=hollow)
     line = {
         "size": size, "scale": scale, "blocks": shape.blocks, "bytes": shape.nbytes,
         "block_bytes": shape.block_bytes, "seconds": round(time.perf_counter() - started, 2),

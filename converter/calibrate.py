@@ -99,8 +99,11 @@ def calibrate(
     folder: Path,
     threads: int,
     told: BlockProgress,
+    *,
+    waits: bool = False,
 ) -> Calibrated:
-    """Finish the work folder of this conversion, from where it is. `source`: `transformed`."""
+    """Finish the work folder of this conversion, from where it is. `source`: `transformed`.
+    `waits`: what is not at work leaves the device for the processor."""
     recipe = recipe.at(asked.effort)
     device = device_of(asked)
     compute = compute_type(asked.compute, device)
@@ -125,7 +128,7 @@ def calibrate(
     with open_or_create(folder, source, plan, found, text.tokens, resume=asked.resume) as work:
         engine = Engine(
             source, plan, recipe, setting, device, compute, text.tokens, work, told,
-            rule_of(asked, plan),
+            rule_of(asked, plan), torch.device("cpu") if waits else None,
         )  # fmt: skip
         records, resumed = engine.run()
         outside = engine.outside

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from qconvert import estimate
+from qconvert.algorithms.root import BLOCK
 from qconvert.asked import Asked
 from qconvert.calibrate import device_of, setting_of, tokens_of
 from qconvert.calibration.rows import SELF
@@ -32,11 +33,10 @@ _INTERPRETER = 560_000_000
 """Python with torch, transformers, a tokenizer and loaded kernels, measured."""
 _RETAINED = 1 << 26
 """What the C library keeps of freed memory, for each thread and for two more, measured."""
-_FACTOR = 2
-"""Matrices [cols, cols] in float64 while one is factored: itself, its float32 root and panels;
-measured 1.7 at 4096 columns, where `_RETAINED` is left out."""
-_ERROR = 24
-"""Bytes for each weight of a linear while its output error is taken in float64."""
+_SWEEP = 28
+"""Bytes for each weight of a linear in a sweep: what is left of it, gradients, levels, values."""
+_CONTEXT = 800_000_000
+"""What a CUDA context, its libraries and the fragments of its allocator take; not measured yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class Peak:
 
     host: int
     device: int
+    waits: bool = False  # what is not at work leaves the device: `peak_of`
 
 
 def cost_of(job: Job, asked: Asked, threads: int) -> Estimate:
@@ -60,7 +61,7 @@ def cost_of(job: Job, asked: Asked, threads: int) -> Estimate:
     device = device_of(asked)
     compute = compute_type(asked.compute, device)
     sizes = sizes_of(job)
-    peak = peak_of(job, exact, threads, sizes)
+    peak = placed(job, exact, threads, sizes)
     calibrating = Calibrating(
         origin=text.origin if asked.calib != SELF else SELF,
         rows=rows,
@@ -79,8 +80,26 @@ def cost_of(job: Job, asked: Asked, threads: int) -> Estimate:
     return Estimate(peak.host, job.plan.nbytes, seconds, calibrating)
 
 
-def peak_of(job: Job, asked: Asked, threads: int, sizes: Sizes | None = None) -> Peak:
-    """The largest of all stages, each the sum of what is alive in it."""
+def placed(job: Job, asked: Asked, threads: int, sizes: Sizes | None = None) -> Peak:
+    """`peak_of` as it will be: where all of it fits on the device, all of it stays there."""
+    sizes = sizes_of(job) if sizes is None else sizes
+    whole = peak_of(job, asked, threads, sizes)
+    if whole.device <= free_on_device(asked):
+        return whole
+    return peak_of(job, asked, threads, sizes, waits=True)
+
+
+def free_on_device(asked: Asked) -> int:
+    """Bytes of a CUDA device that are free; 0 on the processor."""
+    return int(torch.cuda.mem_get_info()[0]) if asked.device != "cpu" else 0
+
+
+def peak_of(
+    job: Job, asked: Asked, threads: int, sizes: Sizes | None = None, *, waits: bool = False
+) -> Peak:
+    """The largest of all stages, each the sum of what is alive in it. `waits`: on a device, while
+    one linear is solved, the moments of the others and what became of them wait on the processor.
+    """
     s = sizes_of(job) if sizes is None else sizes
     rows, length = asked.calib_rows, asked.calib_length
     states, block = states_bytes(s, rows, length), 4 * s.block
@@ -88,45 +107,59 @@ def peak_of(job: Job, asked: Asked, threads: int, sizes: Sizes | None = None) ->
     sides += s.mixed * s.inputs["attn_in"] ** 2
     moments = 2 * 4 * sides
     widest = max(s.inputs.values())
-    passing = threads * 4 * length * (4 * sum(s.inputs.values()) + 3 * length)
-    solving = max(_FACTOR * 8 * widest * widest, _ERROR * s.largest)
+    on_cpu = asked.device == "cpu"
+    passing = (threads if on_cpu else 1) * 4 * length * (4 * sum(s.inputs.values()) + 3 * length)
+    solving = _solving(widest, s.largest)
     samples = _samples(s, asked)
+    narrow = 0 if on_cpu else 2 * s.block  # the matrices of a block in the type they multiply in
+    kept = 4 * widest * widest if waits else block + moments  # beside the block, while one solves
     stages = {
         "embedding": (2 * states + 4 * min(s.vocabulary, rows * length) * s.hidden, 0),
         "observing": (
             2 * states,
-            block + moments + _captured(s, rows, length) + passing + 2 * 4 * sum(samples),
+            block
+            + narrow
+            + moments
+            + _captured(s, rows, length, asked.device)
+            + passing
+            + 2 * 4 * sum(samples),
         ),
         "searching": (states, 2 * block + moments + 4 * sum(samples) + BYTES * max(samples)),
-        "solving": (states, 2 * block + moments + 4 * sum(samples) + solving),
-        "passing on": (2 * states, 2 * block + passing),
+        "solving": (states, block + kept + 4 * sum(samples) + solving),
+        "passing on": (2 * states, 2 * block + narrow + passing),
         "ends": (states, s.ends * _of_ends(s)),
     }
-    if asked.device == "cpu":
+    if on_cpu:
         host, device = max(sum(stage) for stage in stages.values()), 0
         host += min(host, (threads + 2) * _RETAINED)
-    else:  # a block is read, and what it became is written, by the processor
-        host = max(one for one, _ in stages.values()) + 2 * block
-        device = max(one for _, one in stages.values())
+    else:  # a block is read, and what it became is written, by the processor; states wait there
+        host = 2 * states + 2 * block + waits * (moments + block)
+        device = _CONTEXT + max(one for _, one in stages.values())
     host = max(_INTERPRETER + host, s.outside + _INTERPRETER - estimate.INTERPRETER)
     if asked.calib == SELF:
         assert job.checkpoint is not None
         whole = WholeModel(job.checkpoint.folder, job.checkpoint.config)
         host = max(host, _INTERPRETER + whole.needs(rows, length))
-    return Peak(host, device)
+    return Peak(host, device, waits)
+
+
+def _solving(cols: int, weights: int) -> int:
+    """While a linear is solved: moments in float64 and their root in float32, with panels; then the
+    root beside the sweep, or damped moments beside it."""
+    factoring = (8 + 4) * cols * cols + 4 * 8 * BLOCK * cols
+    return max(factoring, 2 * 4 * cols * cols + _SWEEP * weights)
 
 
 def _of_ends(s: Sizes) -> int:
     """While some rows of an embedding or a head are solved."""
     square = s.hidden * s.hidden
-    rows = min(ROWS, s.vocabulary) * s.hidden
-    return 4 * 4 * square + max(_FACTOR * 8 * square, _ERROR * rows)
+    return 4 * 4 * square + _solving(s.hidden, min(ROWS, s.vocabulary) * s.hidden)
 
 
-def _captured(s: Sizes, rows: int, length: int) -> int:
+def _captured(s: Sizes, rows: int, length: int, device: str) -> int:
     """Inputs of a wave of rows: one by one and joined, those of the wave before, and squares."""
     cols = sum(s.inputs.values()) + s.mixed * s.inputs["attn_in"]
-    step = max(1, WAVE_BYTES // (4 * length * cols))
+    step = max(1, WAVE_BYTES[device] // (4 * length * cols))
     fitted = rows - len(held_rows(rows))
     wave = 4 * min(step, max(1, fitted)) * length
     return wave * ((3 if fitted > step else 2) * cols + 2 * max(s.inputs.values()))

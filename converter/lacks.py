@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
-
 from qconvert.asked import Asked
-from qconvert.cost import peak_of
+from qconvert.cost import free_on_device, placed
 from qconvert.engine.work import work_bytes
 from qconvert.formats.refusal import Reason
 from qconvert.job import Job, work_folder
@@ -27,13 +25,13 @@ def shortages(job: Job, asked: Asked, threads: int) -> list[Reason]:
 def _of_memory(job: Job, asked: Asked, threads: int) -> Iterator[Reason]:
     sizes = sizes_of(job)
     here = available_memory() + resident_bytes()
-    there = torch.cuda.mem_get_info()[0] if asked.device != "cpu" else 0
-    peak = peak_of(job, asked, threads, sizes)
+    there = free_on_device(asked)
+    peak = placed(job, asked, threads, sizes)
     if peak.host <= here and peak.device <= there:
         return
 
     def fits(other: Asked) -> bool:
-        found = peak_of(job, other, threads, sizes)
+        found = placed(job, other, threads, sizes)
         return found.host <= here and found.device <= there
 
     where, need, have = "memory", peak.host, here

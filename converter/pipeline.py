@@ -159,13 +159,16 @@ def _calibrated(
 ) -> tuple[Job, Calibrated]:
     """The job of writing the finished work folder, and what was done to finish it."""
     from qconvert.calibrate import calibrate
+    from qconvert.cost import placed
 
     assert job.recipe is not None
     assert job.checkpoint is not None
     folder = work_folder(job, asked)
+    waits = asked.device != "cpu" and placed(job, asked, threads).waits
     told = calibrate(
-        job.checkpoint, job.source, job.plan, job.recipe, asked, folder, threads, blocks
-    )
+        job.checkpoint, job.source, job.plan, job.recipe, asked, folder, threads, blocks,
+        waits=waits,
+    )  # fmt: skip
     bundle = open_bundle(folder)
     return replace(job, source=bundle, codes=Kept(bundle), recipe=None), told
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from qconvert.algorithms.root import inverse_root
 from qconvert.algorithms.slots import Task
 from qconvert.formats.refusal import refuse
-from qconvert.formats.tensor import QuantizedTensor
 
+COLUMNS_AT_ONCE = 4096
+"""Of H, in a product: what is copied stays small beside it."""
 ROWS = 128
 """Rows of moments that are put in order at once."""
 
@@ -50,10 +50,15 @@ def factor(damped_moments: torch.Tensor, name: str, threads: int = 1) -> torch.T
 
 def output_error(values: torch.Tensor, task: Task, second: torch.Tensor) -> float:
     """Mean over tokens of |(w - values) x|^2, with the second moments of any set of rows."""
-    off = task.w - values
-    return float(((off @ second) * off).double().sum())
+    return quadratic(task.w - values, second)
 
 
-def decoded(task: Task, tensor: QuantizedTensor) -> torch.Tensor:
-    """The values that the file stands for, on the device of the task."""
-    return torch.from_numpy(np.ascontiguousarray(task.grid.decode(tensor))).to(task.w.device)
+def quadratic(d: torch.Tensor, h: torch.Tensor, dtype: torch.dtype = torch.float32) -> float:
+    """tr(d h d'), products in `dtype`, sums in float64. h [cols, cols] may wait on the processor
+    while d [rows, cols] is on a device: some columns go there at a time."""
+    left, total = d.to(dtype), 0.0
+    for start in range(0, h.shape[1], COLUMNS_AT_ONCE):
+        span = slice(start, start + COLUMNS_AT_ONCE)
+        part = (left @ h[:, span].to(d.device, dtype)).mul_(left[:, span])
+        total += float(part.sum(dtype=torch.float64))
+    return total

@@ -15,12 +15,14 @@ import numpy as np
 import torch
 
 from qconvert.algorithms.slots import Fit, Setting, Task
-from qconvert.formats.grid import Grid
+from qconvert.formats.grid import Grid, ScaleOverflow
+from qconvert.formats.minifloat import MiniFloatGrid, float_search
 from qconvert.formats.ragged import lacking
 from qconvert.formats.tensor import QuantizedTensor
 from qconvert.kernels import fit as kernels
-from qconvert.kernels import lines
+from qconvert.kernels import lines, small_floats
 from qconvert.kernels.bodies import Body, body_for
+from qconvert.kernels.small_floats import FloatSearch
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,12 @@ class Place(Protocol):
 
 def place_of(grid: Grid, device: torch.device, setting: Setting) -> Place:
     body = body_for(device, setting.body)
-    if body == "cpu" or not hasattr(grid, "stored"):
+    if body == "cpu":
         return Host(grid, device)
-    return Device(grid, body)
+    if hasattr(grid, "stored"):
+        return Device(grid, body)
+    search = float_search(grid) if isinstance(grid, MiniFloatGrid) else None
+    return Host(grid, device) if search is None else SmallFloats(grid, search, body)
 
 
 def away(tensor: QuantizedTensor, device: torch.device) -> Coded:
@@ -122,6 +127,31 @@ class Device:
         (scale, offset), cols = self.lines(coded), coded.codes.shape[1]
         codes = torch.nn.functional.pad(coded.codes, (0, lacking(cols, self.grid.group)))
         return lines.decoded(codes, scale, offset, self.grid.levels, body=self.body)[:, :cols]
+
+
+@dataclass(frozen=True, slots=True)
+class SmallFloats:
+    """Satisfies `Place`, by kernels, for grids of small floats."""
+
+    grid: Grid
+    search: FloatSearch
+    body: Body
+
+    def fit(self, fit: Fit, w: torch.Tensor, weight: torch.Tensor | None, threads: int) -> Coded:
+        if not getattr(fit, "searches", False):
+            return Host(self.grid, w.device).fit(fit, w, weight, threads)
+        known = None if weight is None else _on(kernels.usable(weight.cpu().numpy()), w.device)
+        coded = Coded(*small_floats.fit(w, known, self.search, body=self.body))
+        if not bool(self.lines(coded)[0].isfinite().all()):
+            raise ScaleOverflow(f"{self.grid.name}: a scale is beyond what it is stored as")
+        return coded
+
+    def lines(self, coded: Coded) -> Lines:
+        return small_floats.scale_of(dict(coded.params), self.search), None
+
+    def values(self, coded: Coded) -> torch.Tensor:
+        scale, _ = self.lines(coded)
+        return lines.decoded(coded.codes, scale, None, self.grid.levels, body=self.body)
 
 
 def _on(values: np.ndarray, device: torch.device) -> torch.Tensor:

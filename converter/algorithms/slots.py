@@ -96,7 +96,7 @@ class Task:
     name: str  # of the tensor, for messages
     w: torch.Tensor  # [rows, cols] float32
     second: torch.Tensor  # [cols, cols] float32, mean of x x' over the tokens to fit to
-    held: torch.Tensor  # the same over tokens that were held out
+    held: torch.Tensor  # the same over tokens that were held out; may wait on the processor
     grid: Grid
     setting: Setting
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qconvert.algorithms.curvature import quadratic
 from qconvert.engine.block import Block
 from qconvert.formats.grid import Grid, ScaleOverflow
 
@@ -22,7 +23,6 @@ ROWS = 256
 """Rows of a linear that a search looks at, for each step of effort: its larger ones are sampled at
 even distances. What a search finds is judged on all rows."""
 
-COLUMNS_AT_ONCE = 4096  # of H: what is copied in float64 stays small beside it
 CLOSE = 1e-4
 """Errors nearer than this (relative) are compared again in float64: those of float32 depend on the
 number of threads in their last bits, and the choice must not."""
@@ -45,7 +45,7 @@ def linears(
     for role in roles:
         if role in grids:
             w = block.weight(role)
-            some = w if most_rows is None else w[even_rows(len(w), most_rows)]
+            some = w if most_rows is None else w[torch.tensor(even_rows(len(w), most_rows))]
             found.append(Linear(some, grids[role], len(some) / len(w)))
     return found
 
@@ -79,16 +79,6 @@ def output_error(
     """tr(D H D') with D = found / scale - W, of all rows of the linear."""
     by = torch.from_numpy(scale).to(found.device)
     return quadratic(found / by - linear.w, h, dtype) / linear.share
-
-
-def quadratic(d: torch.Tensor, h: torch.Tensor, dtype: torch.dtype) -> float:
-    """tr(d h d'), products in `dtype`, sums in float64."""
-    left, total = d.to(dtype), 0.0
-    for start in range(0, h.shape[1], COLUMNS_AT_ONCE):
-        span = slice(start, start + COLUMNS_AT_ONCE)
-        part = (left @ h[:, span].to(dtype)).mul_(left[:, span])
-        total += float(part.sum(dtype=torch.float64))
-    return total
 
 
 Cost = Callable[[Columns, torch.dtype], float]

@@ -56,6 +56,7 @@ class Engine:
     work: Work
     told: BlockProgress
     scales: str = MAX  # how fixed scales of activations are chosen, by the names of `reach.RULES`
+    waiting: torch.device | None = None  # where what is not at work waits; None: on the device
 
     @property
     def blocks(self) -> int:
@@ -88,8 +89,9 @@ class Engine:
     @property
     def _optimiser(self) -> Optimiser:
         return Optimiser(
-            self.source, self.plan, self.recipe, self.setting, self.device, self.work, self.scales
-        )
+            self.source, self.plan, self.recipe, self.setting, self.device, self.work, self.scales,
+            self.waiting,
+        )  # fmt: skip
 
     def _ends(self) -> Ends:
         def tell(what: str) -> None:

@@ -3,7 +3,7 @@ extremes, so they do not depend on how the rows were batched."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -37,6 +37,10 @@ class Moments:
         """Largest magnitude of each channel, [cols]."""
         return torch.maximum(self.lowest.abs(), self.highest.abs())
 
+    def waiting(self, device: torch.device) -> Moments:
+        """With the second moments on `device`."""
+        return replace(self, second=self.second.to(device))
+
     def after(self, change: Change) -> Moments:
         """The statistics of (x - shift) / divide. `mean_abs` and `fourth` cannot be derived from
         sums when there is a shift: the former is then bounded by the deviation, the latter kept."""
@@ -68,6 +72,9 @@ class Observed:
 
     fit: Moments
     held: Moments
+
+    def waiting(self, device: torch.device) -> Observed:
+        return Observed(self.fit.waiting(device), self.held.waiting(device))
 
     def after(self, change: Change) -> Observed:
         return Observed(self.fit.after(change), self.held.after(change))

@@ -11,7 +11,7 @@ from qconvert.engine.block import Block
 from qconvert.engine.moments import Moments, Observed
 from qconvert.engine.record import InputRecord
 from qconvert.engine.sample import Sample, Tokens
-from qconvert.engine.stream import WAVE_BYTES, Stream
+from qconvert.engine.stream import Stream, rows_of_wave
 from qconvert.engine.sums import Sums, add_products, whole
 
 HELD = 8
@@ -31,6 +31,12 @@ class Sight:
     mixed: Pair | None  # of what attention makes of the input of v
     samples: Mapping[str, Tokens] = field(default_factory=dict)
     """Of the inputs that were asked for: some of the tokens to fit to."""
+
+    def waiting(self, device: torch.device) -> Sight:
+        """With all second moments on `device`."""
+        inputs = {name: one.waiting(device) for name, one in self.inputs.items()}
+        mixed = self.mixed and Pair(self.mixed.fit.to(device), self.mixed.held.to(device))
+        return Sight(inputs, mixed, self.samples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +113,7 @@ def _end_side(
             found: torch.Tensor = norm(rows[index].to(device))
             return found
 
-    step = max(1, WAVE_BYTES // (4 * length * cols))
+    step = rows_of_wave(cols, length, device)
     for start in range(0, len(chosen), step):
         wave = stream.pool.map(behind, chosen[start : start + step])
         sums.add(torch.cat(wave), stream.pool)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -50,6 +50,7 @@ class Optimiser:
     device: torch.device
     work: Work
     scales: str = MAX  # how fixed scales of activations are chosen
+    waiting: torch.device | None = None  # where moments and solved weights wait; None: `device`
 
     def __call__(
         self, block: Block, rows: torch.Tensor, stream: Stream, tell: Tell
@@ -67,6 +68,7 @@ class Optimiser:
         block, sight = self._transformed(block, sight, grids)
         grids = bound(block, grids, shares_of(self.plan, self.source, index))
         covered, chosen = self._covered(index, sight, fixed)
+        sight = sight.waiting(self.waiting or self.device)
         tell("optimising")
         solved = list(self._solved(block, sight, grids))
         inputs = self.inputs(index, covered)
@@ -137,7 +139,8 @@ class Optimiser:
                 cut = pieces(self.source, block, role, sight, grids[role].together)
                 known = None if self.recipe.calibrated else importance(self.source, tensor)
                 task = (tensor.name, role, w, cut, grids[role], self.recipe, self.setting, known)
-                yield solve(*task)
+                done = solve(*task)
+                yield replace(done, values=done.values.to(self.waiting or self.device))
 
     def _together(
         self,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qconvert.algorithms.curvature import output_error
+from qconvert.algorithms.curvature import output_error, quadratic
 from qconvert.algorithms.panels import joined
 from qconvert.algorithms.place import decoded, values_of
 from qconvert.algorithms.registry import fits, rounds
@@ -82,7 +82,7 @@ def _fitted(
     off = w - values_of(grid, tensor, w.device, setting)
     found = []
     for one in pieces:
-        error = _power(off[one.rows], one.held) / (_power(w[one.rows], one.held) or 1.0)
+        error = quadratic(off[one.rows], one.held) / (quadratic(w[one.rows], one.held) or 1.0)
         found.append(_Part(tensor.take_rows(one.rows), error, error, (recipe.fit,)))
     return found
 
@@ -99,7 +99,7 @@ def judged(
     """The linear with the codes that `step` found, and the error of its own output for these."""
     values = values_of(grid, tensor, w.device, setting)
     errors = [
-        _power((w - values)[one.rows], one.held) / (_power(w[one.rows], one.held) or 1.0)
+        quadratic((w - values)[one.rows], one.held) / (quadratic(w[one.rows], one.held) or 1.0)
         for one in pieces
     ]
     record = solved.record
@@ -124,6 +124,7 @@ def _solve(
     is never worse there than the weighted fit alone."""
     cols, w = w.shape[1], filled_columns(w, grid)
     second, held = (filled_moments(one, grid) for one in (piece.fit, piece.held))
+    second = second.to(w.device)
     task = Task(name, w, second, held, grid, setting)
     fit = fits()[recipe.fit]
     best = NEAREST(task, fit, None)
@@ -137,17 +138,12 @@ def _solve(
         if not recipe.guarded or error < least:
             best, least = found, error
             steps.append(step)
-    power = output_error(torch.zeros_like(w), task, held) or 1.0
+    power = quadratic(w, held) or 1.0
     return _Part(cut(best, cols), plain / power, least / power, tuple(steps))
 
 
 def _error(tensor: QuantizedTensor, task: Task) -> float:
     return output_error(decoded(task, tensor), task, task.held)
-
-
-def _power(w: torch.Tensor, second: torch.Tensor) -> float:
-    """Mean over tokens of |w x|^2."""
-    return float(((w @ second) * w).double().sum())
 
 
 def _mean(errors: Sequence[float], pieces: Sequence[Piece]) -> float:

@@ -22,8 +22,9 @@ from qconvert.engine.block import Block
 from qconvert.engine.rounding import Inputs, rounding
 from qconvert.engine.skeleton import Call, Skeleton
 
-WAVE_BYTES = 1 << 26
-"""Captured inputs that are held at once."""
+WAVE_BYTES = {"cpu": 1 << 26, "cuda": 1 << 29}
+"""Captured inputs that are held at once, by the type of the device: sums over them read and write a
+matrix of moments once for each wave."""
 
 
 class Workers:
@@ -160,7 +161,7 @@ class Stream:
         """The inputs `names` of `block`, of wave after wave of the `chosen` rows (None: all), which
         are taken from the map of their file one by one; `mixed`: also how attention
         mixes the inputs of v."""
-        step = wave_rows(block, rows.shape[1], mixed=mixed)
+        step = wave_rows(block, rows.shape[1], self.skeleton.device, mixed=mixed)
         loaded = self.skeleton.loaded(block, self.compute)
         with loaded as module, self._taps(module, block, names) as local:
 
@@ -243,7 +244,13 @@ def _magnitude(x: torch.Tensor) -> float:
     return max(-float(low), float(high))
 
 
-def wave_rows(block: Block, length: int, *, mixed: bool = False) -> int:
-    """Rows that are captured at once, from sizes alone."""
+def wave_rows(block: Block, length: int, device: torch.device, *, mixed: bool = False) -> int:
+    """Rows that are captured at once, from sizes and device alone."""
     cols = sum(block.inputs.values()) + mixed * block.inputs.get("attn_in", 0)
-    return max(1, WAVE_BYTES // (4 * length * cols))
+    return rows_of_wave(cols, length, device)
+
+
+def rows_of_wave(cols: int, length: int, device: torch.device) -> int:
+    """Rows of `length` tokens whose `cols` channels are held at once."""
+    most = WAVE_BYTES.get(device.type, WAVE_BYTES["cpu"])
+    return max(1, most // (4 * length * cols))

@@ -35,8 +35,10 @@ class Gptq:
         best, least = None, float("inf")
         order = _order(task) if self.ordered else _natural(task)
         for damping in self.dampings[: 1 + task.setting.effort]:
-            moments = damped(task.second, damping)[order.all][:, order.all]
-            tensor = fed_back(task, fit, factor(moments, task.name), order)
+            moments = damped(task.second, damping, order.all)
+            upper = factor(moments, task.name, task.setting.threads)
+            del moments  # as large as all else together where a linear is wide
+            tensor = fed_back(task, fit, upper, order)
             error = output_error(decoded(task, tensor), task, task.held)
             if best is None or error < least:
                 best, least = tensor, error
