@@ -132,8 +132,8 @@ def peak_of(
     if on_cpu:
         host, device = max(sum(stage) for stage in stages.values()), 0
         host += min(host, (threads + 2) * _RETAINED)
-    else:  # a block is read, and what it became is written, by the processor; states wait there
-        host = 2 * states + 2 * block + waits * (moments + block)
+    else:  # a block is read ahead, what one became is written, by the processor; states wait there
+        host = 2 * states + 3 * block + waits * (moments + block)
         device = _CONTEXT + max(one for _, one in stages.values())
     host = max(_INTERPRETER + host, s.outside + _INTERPRETER - estimate.INTERPRETER)
     if asked.calib == SELF:

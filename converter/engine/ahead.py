@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from qconvert.engine.heap import give_back
 from qconvert.engine.observe import Pair, held_rows, observe_end
+from qconvert.engine.reading import read_block
 from qconvert.engine.rows import Shape, kept_rows, mapped_rows, written
-from qconvert.engine.skeleton import Skeleton, read_block
+from qconvert.engine.skeleton import Skeleton
 from qconvert.engine.stream import Stream, Workers
 from qconvert.engine.work import Work
 

@@ -27,9 +27,10 @@ from qconvert.engine.observe import Pair, held_rows, observe_end
 from qconvert.engine.optimise import Optimiser
 from qconvert.engine.passing import Passing, passing_of
 from qconvert.engine.reach import MAX
+from qconvert.engine.reading import read_blocks
 from qconvert.engine.record import BlockRecord, LinearRecord
 from qconvert.engine.rounding import Inputs
-from qconvert.engine.skeleton import read_block, skeleton
+from qconvert.engine.skeleton import skeleton
 from qconvert.engine.stream import Stream, Workers, workers
 from qconvert.engine.work import Work
 from qconvert.formats.source import Source
@@ -125,9 +126,11 @@ class Engine:
         first, rows = passing.entering(missing[0] if missing else self.blocks, hidden)
         del hidden
         optimiser = self._optimiser
-        for index in range(first, self.blocks if head else missing[-1] + 1):
+        indices = range(first, self.blocks if head else missing[-1] + 1)
+        blocks = read_blocks(self.source, indices, self.device)
+        for index in indices:
             self.told(f"block {index}: reading", done, self.blocks, None)
-            block = optimiser.placed(read_block(self.source, index, self.device))
+            block = optimiser.placed(next(blocks))
             last = not head and index == missing[-1]
             if index in missing:
                 rows = self._make(block, rows, stream, passing, done, last=last)

@@ -14,7 +14,7 @@ import torch
 
 from qconvert.engine.block import Block
 from qconvert.engine.observe import Pair
-from qconvert.engine.skeleton import read_block
+from qconvert.engine.reading import read_block
 from qconvert.formats.source import Source
 from qconvert.models import FAMILIES
 

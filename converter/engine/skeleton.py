@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from qconvert.engine import attention
 from qconvert.engine.block import Block, Key
+from qconvert.engine.reading import read_tensor
 from qconvert.formats.model_library import made_of
 from qconvert.formats.refusal import MissingRuntime
 from qconvert.formats.source import Source, SourceTensor
@@ -91,7 +92,7 @@ class Skeleton:
         for tensor in self.source.tensors:
             if tensor.role == last.role:
                 paths.append(f"{last.path}.{tensor.part}")
-                _set(self.base, paths[-1], _tensor(self.source, tensor).to(self.device))
+                _set(self.base, paths[-1], read_tensor(self.source, tensor).to(self.device))
         try:
             yield self.base.get_submodule(last.path)
         finally:
@@ -163,16 +164,6 @@ def skeleton(source: Source, device: torch.device) -> Skeleton:
     return Skeleton(source, base, list(base.get_submodule(path)), device)
 
 
-def read_block(source: Source, index: int, device: torch.device) -> Block:
-    """The float32 tensors of block `index`."""
-    tensors: dict[Key, torch.Tensor] = {
-        (tensor.role, tensor.part): _tensor(source, tensor).to(device)
-        for tensor in source.tensors
-        if tensor.block == index
-    }
-    return Block(index, tensors)
-
-
 def block_paths(source: Source, index: int) -> dict[Key, tuple[str, bool]]:
     """(role, part) -> path of the parameter below the block's module, whether it is transposed."""
     family = FAMILIES[source.model_type]
@@ -185,11 +176,6 @@ def block_paths(source: Source, index: int) -> dict[Key, tuple[str, bool]]:
         for tensor in source.tensors
         if tensor.block == index
     }
-
-
-def _tensor(source: Source, tensor: SourceTensor) -> torch.Tensor:
-    stop = 1 if len(tensor.shape) == 1 else tensor.shape[0]
-    return torch.from_numpy(np.ascontiguousarray(source.rows(tensor, 0, stop)))
 
 
 def _outer_weights(
@@ -206,7 +192,7 @@ def _outer_weights(
         if tensor.role == "embedding":
             found[path] = torch.from_numpy(_picked(rows, tensor, used))
         else:
-            found[path] = _tensor(source, tensor)
+            found[path] = read_tensor(source, tensor)
     return found
 
 

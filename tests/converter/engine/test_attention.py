@@ -13,7 +13,8 @@ import torch
 from qconvert.checkpoint import open_checkpoint
 from qconvert.engine.observe import observe
 from qconvert.engine.pieces import UNMIXED, pieces
-from qconvert.engine.skeleton import read_block, skeleton
+from qconvert.engine.reading import read_block
+from qconvert.engine.skeleton import skeleton
 from qconvert.engine.stream import Stream, workers
 
 CPU = torch.device("cpu")

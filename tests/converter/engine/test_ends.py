@@ -19,7 +19,7 @@ from qconvert.engine.bundle import Bundle, open_bundle
 from qconvert.engine.ends import Roles
 from qconvert.engine.metric import LOOKUP, PLAIN, both, lookup
 from qconvert.engine.observe import Pair, held_rows
-from qconvert.engine.skeleton import read_block
+from qconvert.engine.reading import read_block
 from qconvert.formats.integer import IntegerGrid
 from qconvert.formats.known_grids import grid_named
 from qconvert.formats.target import OutputTensor, Plan

@@ -11,7 +11,8 @@ import torch
 
 from qconvert.checkpoint import open_checkpoint
 from qconvert.engine.block import READS
-from qconvert.engine.skeleton import read_block, skeleton
+from qconvert.engine.reading import read_block
+from qconvert.engine.skeleton import skeleton
 from qconvert.engine.stream import Stream, workers
 from qconvert.engine.sums import Sums
 from qconvert.runtimes import reference

@@ -16,7 +16,8 @@ from qconvert.algorithms.rounds.gptq import ROUND as GPTQ
 from qconvert.algorithms.slots import BlockTask, Setting, Task
 from qconvert.checkpoint import open_checkpoint
 from qconvert.engine.block_error import block_error
-from qconvert.engine.skeleton import read_block, skeleton
+from qconvert.engine.reading import read_block
+from qconvert.engine.skeleton import skeleton
 from qconvert.engine.stream import Stream, workers
 from qconvert.formats.gguf.grids import GRIDS
 from qconvert.formats.tensor import QuantizedTensor
