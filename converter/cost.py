@@ -71,6 +71,7 @@ def cost_of(job: Job, asked: Asked, threads: int) -> Estimate:
         compute=str(compute).removeprefix("torch."),
         device=asked.device,
         device_bytes=peak.device,
+        waits=peak.waits,
         work=work_folder(job, asked),
         work_bytes=work_bytes(job.plan),
         states_bytes=2 * states_bytes(sizes, rows, length),

@@ -39,6 +39,7 @@ class Calibrating:
     compute: str  # type of the products inside a block: "bfloat16"
     device: str
     device_bytes: int  # of a CUDA device; 0 on the processor
+    waits: bool  # what is not at work leaves the device for memory of the processor
     work: Path  # the work folder
     work_bytes: int  # that its finished parts take
     states_bytes: int  # that hidden states take there besides, until the output is written

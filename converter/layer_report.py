@@ -179,7 +179,8 @@ def work_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("work folder", f"{data['work']}: {parts} of finished parts, {states} of hidden states")
     ]
     if data["device_bytes"]:
-        rows.append(("device memory", f"about {size(data['device_bytes'])} at most"))
+        waits = "; what is not at work waits on the processor" if data["waits"] else ""
+        rows.append(("device memory", f"about {size(data['device_bytes'])} at most{waits}"))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""benchmarks/shaped_conversion.py on a processor; and what is foretold of a device for its sizes."""
+"""benchmarks/shaped_conversion.py on a processor; what is foretold of a device for its sizes."""
 
 from __future__ import annotations
 
