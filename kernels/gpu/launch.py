@@ -8,6 +8,7 @@ those ahead of time for every architecture, without a GPU.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,12 +38,29 @@ class Launch:
     bounds: Bounds = field(default_factory=Bounds)
 
     def __call__(self, programs: tuple[int, ...], *arguments: Any) -> None:
-        """Run on the arguments in the order of `signature`."""
+        """Run on the arguments in the order of `signature`, on the device of its tensors, whichever
+        is current. Nothing happens where there are no programs. `ValueError` for tensors of several
+        devices: their memory cannot be reached, and CUDA gives up the whole process for it."""
         named = dict(zip(self.signature, arguments, strict=True))
-        self.kernel[programs](
-            **named,
-            **self.constants,
-            num_warps=self.warps,
-            num_stages=self.stages,
-            enable_fp_fusion=self.fused,
-        )
+        devices = {one.get_device() for one in arguments if hasattr(one, "get_device")}
+        if len(devices) > 1:
+            raise ValueError(f"tensors of one launch on devices {sorted(devices)} (-1: no GPU)")
+        if not all(programs):
+            return
+        with _current(devices.pop()):
+            self.kernel[programs](
+                **named,
+                **self.constants,
+                num_warps=self.warps,
+                num_stages=self.stages,
+                enable_fp_fusion=self.fused,
+            )
+
+
+def _current(device: int) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, whatever the tensors are on. -1: the interpreter."""
+    if device < 0:
+        return nullcontext()
+    import torch
+
+    return torch.cuda.device(device)
