@@ -39,12 +39,9 @@ class Panels:
         block = task.grid.block
         whole_rows = not 0 < block <= WIDEST
         width = PANEL if whole_rows or PANEL % block == 0 else block * max(1, PANEL // block)
-        return cls(
-            _cut(cols, width),
-            _cut(rows, ROWS.get(task.w.device.type, MOST_ROWS)),
-            whole_rows,
-            task.setting.threads,
-        )
+        kind = task.w.device.type
+        part, threads = ROWS.get(kind, MOST_ROWS), task.setting.threads if kind in ROWS else 1
+        return cls(_cut(cols, width), _cut(rows, part), whole_rows, threads)
 
     def map(self, work: Callable[[slice], Any]) -> list[Any]:
         """`work` on every part of the rows, in order; each part is one thread's."""
