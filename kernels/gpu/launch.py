@@ -3,6 +3,10 @@
 Files named `*_kernels.py` hold kernels and nothing else: no torch, no environment. Beside each, the
 module of the operation makes `Launch`es; its `VARIANTS` name some of them, and the tests compile
 those ahead of time for every architecture, without a GPU.
+
+Triton compiles anew for a number that is 1, or a multiple of 16, or neither. Numbers of tokens and
+of blocks are exempt (`do_not_specialize`): they only end loops and masks, and any of them is to run
+the code that was proved.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def add_products(
     x,  # [tokens, >= rows], of which the channels lie side by side
     places,  # int32 [programs, 2]: which tile, counted from row 0 and from column `start`
@@ -52,7 +52,7 @@ def _in_bfloat16(v):
     return tl.where(v == v, bits.to(tl.float32, bitcast=True), v)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "each"])
 def sum_parts(
     x,  # [tokens, cols]
     sums,  # float32 [parts, 5, cols]
@@ -94,7 +94,7 @@ def sum_parts(
     tl.store(to + 4 * cols, tl.max(highest, 0), mask=kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def join_parts(
     sums,  # float32 [parts, 5, cols]
     mean,

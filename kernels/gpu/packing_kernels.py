@@ -131,7 +131,7 @@ def line_of(half, start, n, inside, WHOLE: tl.constexpr, NUMBERS: tl.constexpr):
         return line
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def dequantize_blocks(packed, out, blocks, PLANES: tl.constexpr, HALVES: tl.constexpr,
                       NUMBERS: tl.constexpr, SCALE: tl.constexpr, OFFSET: tl.constexpr,
                       LOWEST: tl.constexpr, TABLE: tl.constexpr, COLS: tl.constexpr,
@@ -161,7 +161,7 @@ def dequantize_blocks(packed, out, blocks, PLANES: tl.constexpr, HALVES: tl.cons
             tl.store(out + block * COLS + c + i, value.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def unpack_blocks(packed, codes, half, other, scales, mins, blocks, PLANES: tl.constexpr,
                   HALVES: tl.constexpr, NUMBERS: tl.constexpr, COLS: tl.constexpr,
                   NBYTES: tl.constexpr, SPAN: tl.constexpr, UNIT: tl.constexpr,

@@ -84,7 +84,7 @@ def store_half(start, half, block, inside):
     tl.store(start + 1, ((bits >> 8) & 255).to(tl.uint8), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def pack_blocks(packed, codes, half, other, scales, mins, blocks, PLANES: tl.constexpr,
                 HALVES: tl.constexpr, NUMBERS: tl.constexpr, COLS: tl.constexpr,
                 NBYTES: tl.constexpr, BLOCKS: tl.constexpr):  # fmt: skip

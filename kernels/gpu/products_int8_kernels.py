@@ -39,7 +39,7 @@ def quantize_rows(
         tl.store(codes + token * cols + first + at, v.to(tl.int8), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def w8a8(
     x,  # int8 [tokens, cols]
     weight,  # int8 [rows, cols]

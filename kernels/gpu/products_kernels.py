@@ -32,7 +32,7 @@ def middles(zero, row, group, groups, there, ZEROS: tl.constexpr):
     return tl.zeros(there.shape, tl.float32) + 8.0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def w4a16_few(
     x,  # int32 [tokens, 4 * words]: pairs of 16-bit floats
     packed,  # int32 [rows, words]

@@ -12,7 +12,7 @@ import triton.language as tl
 from qconvert.kernels.gpu.products_kernels import code_of, middles
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def w4a16_many(
     x,  # [tokens, 8, words]: the columns of each place of a word together
     packed,  # int32 [rows, words]

@@ -18,7 +18,7 @@ def _butterflies(v, OUTER: tl.constexpr, LOG: tl.constexpr, INNER: tl.constexpr)
     return v
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks"])
 def rotate_rows(
     x,  # [chunks << LOG]
     signs,  # float32 [PARTS << LOG]
@@ -42,7 +42,7 @@ def rotate_rows(
     tl.store(out + inside, v * scale, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks"])
 def rotate_blocks(
     x,  # [(chunks << LOG) * M]
     signs,  # float32 [(PARTS << LOG) * M]
