@@ -28,7 +28,7 @@ LLAMA_OFF := LLAMA_BUILD_TOOLS LLAMA_BUILD_EXAMPLES LLAMA_BUILD_TESTS LLAMA_BUIL
 LLAMA_FLAGS := -DCMAKE_C_FLAGS=-U__AMX_INT8__ -DCMAKE_CXX_FLAGS=-U__AMX_INT8__
 LLAMA_CMAKE_ARGS := $(foreach option,$(LLAMA_OFF),-D$(option)=OFF) $(LLAMA_FLAGS) $(CMAKE_ARGS)
 
-.PHONY: help setup demo demo-vllm demo-onnx demo-mlc demo-trtllm wide test check format format-check lint types bench accuracy clean distclean
+.PHONY: help setup demo demo-vllm demo-onnx demo-mlc demo-trtllm wide test check format format-check lint types bench accuracy kernels gpu clean distclean
 
 help: ## show these lines
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -127,6 +127,14 @@ bench: setup ## speed of fitting beside ggml, and memory as models get deeper: J
 
 accuracy: setup $(WIDE)/config.json ## every type beside ggml's own quantizer, on the 768-wide model
 	$(BIN)/python benchmarks/accuracy.py $(WIDE)
+
+kernels: $(STAMPS)/project ## registers, shared memory and spills of every Triton kernel: JSON lines; no GPU
+	$(BIN)/python benchmarks/compiled.py
+
+gpu: $(STAMPS)/project ## on a machine with a CUDA device: the tests of the kernels there, then their speed as JSON lines
+	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "torch finds no CUDA device here; \"make kernels\" and \"make test\" need none")'
+	$(BIN)/pytest tests/kernels/gpu tests/runtimes/test_packed.py
+	$(BIN)/python benchmarks/kernel_speed.py
 
 clean: ## remove what was built, but keep .venv and models
 	rm -rf build dist .typecheck .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
