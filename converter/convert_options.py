@@ -135,11 +135,12 @@ def method_options() -> Decorators:
                      show_default=True,
                      help="For all that is drawn by chance. The same seed gives the same bytes."),
         click.option("--device", type=click.Choice(["cpu", "cuda"]), default=DEFAULT.device,
-                     show_default=True, help="Where the model's blocks run."),
+                     show_default=True,
+                     help="Where the model's blocks run and their weights are chosen."),
         click.option("--compute", type=click.Choice(["auto", "float32", "bfloat16"]),
                      default=DEFAULT.compute, show_default=True,
                      help="Type of the products inside a block while calibrating. auto: bfloat16"
-                     " where the processor has it."),
+                     " where the device has it."),
         threads_option,
     )  # fmt: skip
 
