@@ -32,8 +32,10 @@ def w4a16(
     N; None: 8 everywhere. Products are summed in float32. The weights are exact in the plain and
     the cpu body; on a GPU they are rounded once to the type of x where groups are not whole
     multiples of 128 columns, as serving programs do. `ValueError` for shapes that do not belong
-    together.
+    together, and for words that are not int32.
     """
+    import torch
+
     (rows, words), (count, groups), cols = packed.shape, scale.shape, x.shape[-1]
     zeros = zero is None or zero.shape == (-(-rows // PER_WORD), groups)
     if words != -(-cols // PER_WORD) or count != rows or cols % groups or not zeros:
@@ -41,6 +43,9 @@ def w4a16(
             f"x {tuple(x.shape)}, packed {tuple(packed.shape)}, scale {tuple(scale.shape)},"
             f" zero {None if zero is None else tuple(zero.shape)}"
         )
+    kinds = {one.dtype for one in (packed, zero) if one is not None}
+    if kinds != {torch.int32}:
+        raise ValueError(f"words are int32, not {', '.join(sorted(map(str, kinds)))}")
     found: torch.Tensor = module(body_for(x.device, body), "products").w4a16(
         x.reshape(-1, cols), packed, scale, zero
     )
@@ -72,13 +77,17 @@ def w8a8(
 
     `scale`: float32 [N]. Sums are whole numbers in 32 bits (K below 2^17), then times the token's
     scale, then times the row's, each rounded to float32: all bodies give the same bits.
-    `ValueError` for shapes that do not belong together.
+    `ValueError` for shapes that do not belong together, and for weights that are not int8.
     """
+    import torch
+
     rows, cols = weight.shape
     if x.shape[-1] != cols or scale.shape != (rows,):
         raise ValueError(
             f"x {tuple(x.shape)}, weight {tuple(weight.shape)}, scale {tuple(scale.shape)}"
         )
+    if weight.dtype != torch.int8:
+        raise ValueError(f"weights are int8, not {weight.dtype}")
     found: torch.Tensor = module(body_for(x.device, body), "products").w8a8(
         x.reshape(-1, cols), weight, scale, fixed
     )

@@ -16,6 +16,18 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+POINTERS = {
+    "float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16", "int32": "*i32", "uint8": "*u8",
+}  # fmt: skip
+
+
+def pointer_to(kind: Any) -> str:
+    """Triton's type of a tensor of this torch.dtype. `ValueError` for one that no kernel takes."""
+    name = str(kind).removeprefix("torch.")
+    if name not in POINTERS:
+        raise ValueError(f"no kernel takes {name}: one of {', '.join(POINTERS)} is wanted")
+    return POINTERS[name]
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:

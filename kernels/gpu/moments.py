@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 
 from qconvert.kernels.gpu import moments_kernels as kernels
-from qconvert.kernels.gpu.launch import Bounds, Launch
+from qconvert.kernels.gpu.launch import Bounds, Launch, pointer_to
 
 TOGETHER = 8192
 """Tokens that one tile sums before it is added to the total: bounds the error of long sums."""
@@ -19,7 +19,6 @@ at the same time read few strips of x, which stay in the cache."""
 PARTS = 64
 """Parts of the tokens that are summed beside each other, at most; 16 tokens in each, at least."""
 LEAST = 16
-TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 
 
 @lru_cache(maxsize=64)
@@ -29,7 +28,7 @@ def products(kind: torch.dtype, *, tile: int, full: bool) -> Launch:
     wide = kind is torch.float32
     return Launch(
         kernels.add_products,
-        {"x": TYPES[kind], "places": "*i32", "total": "*fp32"} | whole,
+        {"x": pointer_to(kind), "places": "*i32", "total": "*fp32"} | whole,
         {"TILE": tile, "STEP": 32 if wide else 64, "FULL": full, "PRECISION": "tf32x3"},
         warps=8 if tile > 64 else 4,
         stages=2 if wide else 4,
@@ -44,7 +43,7 @@ def sums(kind: torch.dtype, *, narrow: bool) -> Launch:
     whole = dict.fromkeys(("tokens", "stride", "cols", "each"), "i32")
     return Launch(
         kernels.sum_parts,
-        {"x": TYPES[kind], "sums": "*fp32"} | whole,
+        {"x": pointer_to(kind), "sums": "*fp32"} | whole,
         {"NARROW": narrow, "ROWS": 16, "COLS": 128},
         fused=True,
     )
@@ -76,6 +75,7 @@ def places(start: int, stop: int, tile: int, device: torch.device) -> torch.Tens
 
 def add_products(total: torch.Tensor, x: torch.Tensor, start: int, narrow: bool) -> None:
     """See `kernels.moments`. float32 factors are multiplied as three TF32 products each."""
+    _sums_in_one_piece(total=total)
     if narrow and x.dtype == torch.float32:
         x = x.bfloat16()
     x = x if x.stride(1) == 1 else x.contiguous()
@@ -89,17 +89,28 @@ def add_products(total: torch.Tensor, x: torch.Tensor, start: int, narrow: bool)
 
 def add_vectors(vectors: Mapping[str, torch.Tensor], x: torch.Tensor, narrow: bool) -> None:
     """See `kernels.moments`: sums of parts of the tokens, then of the parts in order."""
+    _sums_in_one_piece(**vectors)
+    if not len(x):
+        return
     x = x if x.stride(1) == 1 else x.contiguous()
     tokens, cols = x.shape
     each = max(LEAST, -(-tokens // PARTS))
     parts = -(-tokens // each)
-    found = torch.empty((parts, 5, cols), device=x.device)
+    found = torch.empty((parts, 5, cols), dtype=torch.float32, device=x.device)
     blocks = -(-cols // 128)
     sums(x.dtype, narrow=narrow and x.dtype == torch.float32)(
         (blocks, parts), x, found, tokens, x.stride(0), cols, each
     )
     names = ("mean", "mean_abs", "fourth", "lowest", "highest")
     joined()((blocks,), found, *(vectors[name] for name in names), parts, cols)
+
+
+def _sums_in_one_piece(**sums: torch.Tensor) -> None:
+    """`ValueError` for what a kernel would write beside: views with gaps, and other types."""
+    for name, one in sums.items():
+        if one.dtype != torch.float32 or not one.is_contiguous():
+            told = f"{one.dtype} {tuple(one.shape)}, strides {one.stride()}"
+            raise ValueError(f"{name} is float32 without gaps, not {told}")
 
 
 VARIANTS: Mapping[str, Callable[[], Launch]] = MappingProxyType({

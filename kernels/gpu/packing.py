@@ -12,10 +12,9 @@ from torch import Tensor
 from qconvert.kernels import layouts
 from qconvert.kernels.gpu import packing_kernels as kernels
 from qconvert.kernels.gpu import packing_storing_kernels as storing
-from qconvert.kernels.gpu.launch import Launch
+from qconvert.kernels.gpu.launch import Launch, pointer_to
 from qconvert.kernels.layouts import BlockLayout, Codes, Half, Numbers, Plane, Term
 
-TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 KINDS = {"float16": torch.float16, "int8": torch.int8, "uint8": torch.uint8}
 AT_ONCE = 2048  # codes of a tile: sixteen of a thread
 
@@ -87,7 +86,7 @@ def dequantizing(layout: BlockLayout, dtype: torch.dtype) -> Launch:
         "OFFSET": None if layout.offset is None else _term(layout, layout.offset),
         "LOWEST": layout.levels[0], "TABLE": _words(layout.levels) if layout.is_table else None,
     }  # fmt: skip
-    signature = {"packed": "*u8", "out": TYPES[dtype], **_SIZES}
+    signature = {"packed": "*u8", "out": pointer_to(dtype), **_SIZES}
     return Launch(kernels.dequantize_blocks, signature, constants)
 
 

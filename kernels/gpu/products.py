@@ -12,7 +12,7 @@ import triton.language as tl
 from qconvert.kernels.gpu import products_int8_kernels as bytes_kernels
 from qconvert.kernels.gpu import products_kernels as few_kernels
 from qconvert.kernels.gpu import products_tiled_kernels as tiled_kernels
-from qconvert.kernels.gpu.launch import Bounds, Launch
+from qconvert.kernels.gpu.launch import Bounds, Launch, pointer_to
 from qconvert.kernels.plain import products as plain
 
 FEW = 16
@@ -24,7 +24,6 @@ PROGRAMS = 400
 multiprocessor of an H100. It is fixed, so that sums are cut alike on every device."""
 AREA = 8
 BLOCK = 256
-TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 KINDS = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
@@ -35,10 +34,10 @@ def few(
 ) -> Launch:  # fmt: skip
     """w4a16 of up to `FEW` tokens, `rows` rows of weights in a program."""
     numbers = dict.fromkeys(("tokens", "rows", "words", "groups", "each", "span"), "i32")
-    out = "*fp32" if split else TYPES[kind]
+    out = "*fp32" if split else pointer_to(kind)
     return Launch(
         few_kernels.w4a16_few,
-        {"x": "*i32", "packed": "*i32", "scale": TYPES[scales], "zero": "*i32", "out": out}
+        {"x": "*i32", "packed": "*i32", "scale": pointer_to(scales), "zero": "*i32", "out": out}
         | numbers,
         {
             "ZEROS": zeros, "KIND": KINDS[kind], "SPLIT": split, "WHOLE": whole, "FULL": full,
@@ -55,7 +54,7 @@ def few(
 def joined(kind: torch.dtype) -> Launch:
     return Launch(
         few_kernels.join_splits,
-        {"parts": "*fp32", "out": TYPES[kind], "count": "i32", "splits": "i32"},
+        {"parts": "*fp32", "out": pointer_to(kind), "count": "i32", "splits": "i32"},
         {"BLOCK": BLOCK},
     )
 
@@ -68,8 +67,8 @@ def many(
     numbers = dict.fromkeys(("tokens", "rows", "words", "groups", "each"), "i32")
     return Launch(
         tiled_kernels.w4a16_many,
-        {"x": TYPES[kind], "packed": "*i32", "scale": TYPES[scales], "zero": "*i32",
-         "out": TYPES[kind]} | numbers,
+        {"x": pointer_to(kind), "packed": "*i32", "scale": pointer_to(scales), "zero": "*i32",
+         "out": pointer_to(kind)} | numbers,
         {"ZEROS": zeros, "WHOLE": whole, "TOKENS": tokens, "ROWS": 128, "WORDS": WORDS,
          "AREA": AREA},
         warps=8,
@@ -84,7 +83,7 @@ def many(
 def rounded(kind: torch.dtype, *, fixed: bool) -> Launch:
     return Launch(
         bytes_kernels.quantize_rows,
-        {"x": TYPES[kind], "codes": "*i8", "scales": "*fp32", "stride": "i32", "cols": "i32"},
+        {"x": pointer_to(kind), "codes": "*i8", "scales": "*fp32", "stride": "i32", "cols": "i32"},
         {"FIXED": fixed, "BLOCK": 2048},
     )
 
@@ -95,7 +94,7 @@ def eight(kind: torch.dtype, *, tokens: int, rows: int, full: bool) -> Launch:
     large = tokens > FEW
     return Launch(
         bytes_kernels.w8a8,
-        {"x": "*i8", "weight": "*i8", "own": "*fp32", "scale": "*fp32", "out": TYPES[kind],
+        {"x": "*i8", "weight": "*i8", "own": "*fp32", "scale": "*fp32", "out": pointer_to(kind),
          "tokens": "i32", "rows": "i32", "cols": "i32"},
         {"FULL": full, "TOKENS": tokens, "ROWS": rows, "STEP": 128 if large else 256, "AREA": AREA},
         warps=8 if large else 4,
@@ -144,7 +143,8 @@ def _few(
         full=words % WORDS == 0,
     )  # fmt: skip
     parts = out if splits == 1 else x.new_empty((splits, tokens, rows), dtype=torch.float32)
-    pairs = x.contiguous().view(torch.int32)
+    x = x.contiguous()
+    pairs = (x.clone() if x.storage_offset() % 2 else x).view(torch.int32)
     numbers = (tokens, rows, words, scale.shape[1], each, span)
     launch((-(-rows // together), splits), pairs, packed, scale, zero, parts, *numbers)
     if splits > 1:
@@ -167,7 +167,7 @@ def quantize_rows(x: torch.Tensor, fixed: float | None) -> tuple[torch.Tensor, t
     """See `kernels.products`."""
     x = x if x.stride(1) == 1 else x.contiguous()
     codes = torch.empty(x.shape, dtype=torch.int8, device=x.device)
-    scale = torch.full((len(x),), fixed or 0.0, device=x.device)
+    scale = torch.full((len(x),), fixed or 0.0, dtype=torch.float32, device=x.device)
     launch = rounded(x.dtype, fixed=fixed is not None)
     launch((len(x),), x, codes, scale, x.stride(0), x.shape[1])
     return codes, scale
@@ -178,13 +178,14 @@ def w8a8(
 ) -> torch.Tensor:
     """See `kernels.products`."""
     codes, own = quantize_rows(x, fixed)
+    scale = scale.float().contiguous()
     (rows, cols), out = weight.shape, x.new_empty((len(x), len(weight)))
     tokens, together = (FEW, 32) if len(x) <= FEW else (128, 128)
     step = 128 if tokens > FEW else 256
     launch = eight(x.dtype, tokens=tokens, rows=together, full=cols % step == 0)
     programs = -(-len(x) // tokens) * -(-rows // together)
     numbers = (len(x), rows, cols)
-    launch((programs,), codes, weight.contiguous(), own, scale.contiguous(), out, *numbers)
+    launch((programs,), codes, weight.contiguous(), own, scale, out, *numbers)
     return out
 
 

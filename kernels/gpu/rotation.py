@@ -11,7 +11,7 @@ from types import MappingProxyType
 import torch
 
 from qconvert.kernels.gpu import rotation_kernels as kernels
-from qconvert.kernels.gpu.launch import Launch
+from qconvert.kernels.gpu.launch import Launch, pointer_to
 from qconvert.kernels.plain import rotation as plain
 
 LARGEST = 1 << 14
@@ -24,7 +24,6 @@ LEAST = 16
 """Rows and columns of a product."""
 EACH = 1 << 10
 """Numbers of a warp, 32 for each thread; of wide products twice that, so that nothing spills."""
-TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +56,8 @@ def inside(n: int, m: int, kind: torch.dtype, to: torch.dtype) -> Launch:
     """What is done inside the chunks of vectors of n numbers."""
     cut = Tiling.of(n, m)
     constants = {"ROWS": cut.rows, "LOG": cut.chunk.bit_length() - 1, "PARTS": cut.parts}
-    last = {"out": TYPES[to], "chunks": "i32", "scale": "fp32"}
-    first = {"x": TYPES[kind], "signs": "*fp32"}
+    last = {"out": pointer_to(to), "chunks": "i32", "scale": "fp32"}
+    first = {"x": pointer_to(kind), "signs": "*fp32"}
     if m == 1:
         return Launch(kernels.rotate_rows, first | last, constants, warps=cut.warps)
     return Launch(
@@ -78,7 +77,7 @@ def across(parts: int, kind: torch.dtype) -> Launch:
     cols = max(16, USUAL // parts)
     return Launch(
         kernels.join_chunks,
-        {"values": "*fp32", "out": TYPES[kind], "size": "i32", "scale": "fp32"},
+        {"values": "*fp32", "out": pointer_to(kind), "size": "i32", "scale": "fp32"},
         {"LOG": parts.bit_length() - 1, "COLS": cols},
     )
 

@@ -10,7 +10,7 @@ import torch
 
 from qconvert.kernels import word_layouts
 from qconvert.kernels.gpu import words_kernels as kernels
-from qconvert.kernels.gpu.launch import Launch
+from qconvert.kernels.gpu.launch import Launch, pointer_to
 from qconvert.kernels.word_layouts import Scales, SmallFloats, WordLayout
 
 Shape = tuple[int, int]
@@ -18,10 +18,6 @@ Shape = tuple[int, int]
 TILE = 4096  # codes of a program
 LONG = 128  # words of a row that lie side by side, of them
 _KINDS: Mapping[str, int] = {"float": 0, "e4m3": 1, "e8m0": 2}
-_TYPES: Mapping[torch.dtype, str] = {
-    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16",
-    torch.uint8: "*u8", torch.int32: "*i32",
-}  # fmt: skip
 
 
 def pack(codes: torch.Tensor, layout: WordLayout) -> torch.Tensor:
@@ -76,13 +72,13 @@ def packing(kernel: Any, layout: WordLayout) -> Launch:
 
 
 def dequantizing(layout: WordLayout, scales: Scales, dtype: torch.dtype) -> Launch:
-    values = _TYPES[scales.values.dtype]
+    values = pointer_to(scales.values.dtype)
     arrays = {
         "words": "*u8" if layout.word == 8 else "*i32",
         "values": values,
         "zero": values if scales.zero is None else "*u8",
         "whole": values if scales.whole is None else "*fp32",
-        "out": "*i16" if dtype == torch.bfloat16 else _TYPES[dtype],
+        "out": "*i16" if dtype == torch.bfloat16 else pointer_to(dtype),
     }
     sizes = ("rows", "cols", "U", "V", "groups", "s_row", "s_group", "z_row", "z_group")
     constants = {

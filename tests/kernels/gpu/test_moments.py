@@ -94,3 +94,37 @@ def test_a_nan_stays_in_every_vector_of_its_channel(device: torch.device) -> Non
     add_vectors(vectors, torch.ones(2, 3, device=device), body="gpu")
     for name in VECTORS:
         assert vectors[name].isnan().tolist() == [False, True, False]
+
+
+def test_no_tokens_change_nothing(device: torch.device) -> None:
+    x = torch.empty(0, 40, device=device)
+    total = torch.ones(40, 40, device=device)
+    add_products(total, x, body="gpu")
+    assert bool((total == 1).all())
+    vectors = {name: torch.ones(40, device=device) for name in VECTORS}
+    add_vectors(vectors, x, body="gpu")
+    assert all(bool((one == 1).all()) for one in vectors.values())
+
+
+def test_sums_with_gaps_or_of_another_type_are_refused(device: torch.device) -> None:
+    x, total = torch.ones(2, 4, device=device), torch.ones(4, 8, device=device)
+    with pytest.raises(ValueError, match="gaps"):
+        add_products(total[:, :4], x, body="gpu")
+    with pytest.raises(ValueError, match="float64"):
+        add_products(total[:, :4].double().contiguous(), x, body="gpu")
+    vectors = {name: torch.ones(8, device=device)[::2] for name in VECTORS}
+    with pytest.raises(ValueError, match="gaps"):
+        add_vectors(vectors, x, body="gpu")
+    with pytest.raises(ValueError, match="float64"):
+        add_products(total[:, :4].contiguous(), x.double(), body="gpu")
+
+
+def test_torch_may_have_another_usual_type(device: torch.device) -> None:
+    """Loading a model changes it."""
+    vectors = {name: torch.zeros(4, device=device) for name in VECTORS}
+    torch.set_default_dtype(torch.float64)
+    try:
+        add_vectors(vectors, torch.ones(2, 4, device=device).float(), body="gpu")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert vectors["mean"].tolist() == [2.0] * 4

@@ -108,3 +108,29 @@ def test_eight_bits_are_those_of_the_plain_body(
     scale = torch.rand(rows, generator=source).to(device)
     found = w8a8(x, weight, scale, fixed, body="gpu")
     assert found.equal(w8a8(x, weight, scale, fixed, body="plain"))
+
+
+@pytest.mark.parametrize("n", [0, 2])
+def test_activations_may_begin_anywhere_and_be_none(device: torch.device, n: int) -> None:
+    packed, scale, _ = four_bits(5, 64, 1, zeros=False, kind=torch.float16, device=device)
+    beside = torch.randn(n * 64 + 1, generator=torch.Generator().manual_seed(1)).half().to(device)
+    x = beside[1:].view(n, 64)
+    assert w4a16(x, packed, scale, body="gpu").equal(w4a16(x.clone(), packed, scale, body="gpu"))
+    weight = torch.ones(5, 64, dtype=torch.int8, device=device)
+    found = w8a8(x, weight, scale[:, 0], body="gpu")  # scales as they are in files, too
+    assert found.equal(w8a8(x, weight, scale[:, 0], body="plain"))
+
+
+def test_other_types_are_refused(device: torch.device) -> None:
+    packed, scale, zero = four_bits(5, 64, 1, zeros=True, kind=torch.float16, device=device)
+    x = torch.ones(2, 64, dtype=torch.float16, device=device)
+    with pytest.raises(ValueError, match="int32"):
+        w4a16(x, packed.long(), scale, zero, body="gpu")
+    with pytest.raises(ValueError, match="int32"):
+        w4a16(x, packed, scale, packed[:1, :1].long(), body="gpu")
+    with pytest.raises(ValueError, match="float64"):
+        w4a16(x, packed, scale.double(), body="gpu")
+    with pytest.raises(ValueError, match="int8"):
+        w8a8(x, packed.new_ones(5, 64), scale[:, 0], body="gpu")
+    with pytest.raises(ValueError, match="float64"):
+        quantize_rows(x.double(), body="gpu")
