@@ -17,8 +17,7 @@ from qconvert.kernels.gpu.launch import Bounds, Launch
 Floats = NDArray[np.float32]
 
 ROWS = 32  # of a program: its one warp, a thread a row
-BLOCK = 16  # columns in registers, of the feedback
-TILE = 8  # of the descent, which holds more of each: with 16, registers spill
+BLOCK = 8  # columns in registers; what a kernel takes to compile grows with its square
 PARTS = {0: 2, 1: 2, 2: 2, 3: 2, 4: 3}  # moves of a group, codes the first, by kind
 SHARED = (2, 3)  # kinds whose groups share scales
 
@@ -41,7 +40,7 @@ def feedback_launch(
             "ROWS": ROWS,
         },
         warps=1,
-        bounds=Bounds(registers=168, shared=0),
+        bounds=Bounds(registers=128, shared=0),
     )
 
 
@@ -86,7 +85,7 @@ def descent_launch(
             "ROWS": ROWS,
         },
         warps=1,
-        bounds=Bounds(registers=200, shared=0),
+        bounds=Bounds(registers=160, shared=0),
     )
 
 
@@ -100,9 +99,10 @@ def descend(
     """Change `chosen`, `scale`, `offset`, `d` and `dmin` in place; fill `change`."""
     cols, rows = gradient.shape
     parts = PARTS[kind] if parameters else 1
-    log = gradient.new_empty((parts + (parameters and kind in SHARED)) * cols, rows)
-    if log.numel() >= 1 << 31:  # the kernel counts places of the log in 32 bits
+    events = (parts + (parameters and kind in SHARED)) * cols
+    if events * rows >= 1 << 31:  # the kernel counts places of the log in 32 bits
         raise ValueError(f"a panel of {cols} columns and {rows} rows is too large for one descent")
+    log = gradient.new_empty(events, rows)
     launch = descent_launch(
         cols, size, kind, (float(low), float(high), len(middles).bit_length()),
         (float(limit_low), float(limit_high)), low_bits, parts,
@@ -118,7 +118,7 @@ def descend(
 
 def _block(count: int) -> int:
     """Columns of a tile: the largest power of two that divides all there are."""
-    return min(count & -count, TILE)
+    return min(count & -count, BLOCK)
 
 
 @lru_cache(maxsize=64)
@@ -138,8 +138,10 @@ def _table(
 VARIANTS: Mapping[str, Callable[[], Launch]] = {
     "feed_back_256": lambda: feedback_launch(256, 1, 0.0, 15.0, 0, shifted=True),
     "feed_back_table": lambda: feedback_launch(128, 32, -127.0, 113.0, 4, shifted=False),
-    "descend_symmetric": lambda: descent_launch(128, 128, 0, (-8, 7, 0), (0, 0), -16, 2),
-    "descend_zero_point": lambda: descent_launch(128, 128, 4, (0, 15, 0), (0, 15), 0, 3),
-    "descend_super_table": lambda: descent_launch(256, 32, 2, (-127, 113, 4), (-32, 31), 0, 2),
-    "descend_super_affine": lambda: descent_launch(256, 32, 3, (0, 15, 0), (0, 63), 0, 2),
+    "descend_symmetric": lambda: descent_launch(256, 128, 0, (-8.0, 7.0, 0), (0.0, 0.0), -16, 2),
+    "descend_zero_point": lambda: descent_launch(256, 128, 4, (0.0, 15.0, 0), (0.0, 15.0), 0, 3),
+    "descend_super_table": lambda: descent_launch(
+        256, 32, 2, (-127.0, 113.0, 4), (-32.0, 31.0), 0, 2
+    ),
+    "descend_super_affine": lambda: descent_launch(256, 32, 3, (0.0, 15.0, 0), (0.0, 63.0), 0, 2),
 }

@@ -12,12 +12,7 @@ import triton
 import triton.language as tl
 
 from qconvert.kernels.gpu.descent_group_kernels import move_parameters, own_codes
-from qconvert.kernels.gpu.descent_shared_kernels import (
-    lowered,
-    move_shared,
-    multiplied,
-    push_everywhere,
-)
+from qconvert.kernels.gpu.descent_shared_kernels import move_all_shared
 from qconvert.kernels.gpu.storing_kernels import inverse, nearest
 from qconvert.kernels.gpu.sweep_kernels import column, line_of, pushed, read, replaced, write
 
@@ -60,15 +55,14 @@ def _before(
 ):  # fmt: skip
     """The tile after all events of the groups before k, and the codes of k before `start`."""
     first = k * SIZE
-    for e in range(0, k):
-        for part in tl.static_range(PARTS):
-            event = (e * PARTS + part) * SIZE
-            tile = pushed(
-                tile, start, log, event, SIZE, e * SIZE, h, stride, there, COLS
-            )  # fmt: skip
-    return pushed(
-        tile, start, log, first * PARTS, start - first, first, h, stride, there, COLS
-    )  # fmt: skip
+    if PARTS == 1:
+        return pushed(tile, start, log, 0, start, 0, h, stride, there, COLS)
+    for run in range(0, k * PARTS + 1):
+        count = tl.where(run < k * PARTS, SIZE, start - first)
+        tile = pushed(
+            tile, start, log, run * SIZE, count, run // PARTS * SIZE, h, stride, there, COLS
+        )  # fmt: skip
+    return tile
 
 
 @triton.jit
@@ -85,17 +79,17 @@ def _move_codes(
         slopes = _before(slopes, k, start, log, h, stride, there, COLS, SIZE, PARTS)
         levels = read(chosen, start, stride, there, BLOCK)
         changes = tl.zeros(levels.shape, tl.float32)
+        diagonal = tl.load(h + (start + tl.arange(0, BLOCK)) * (COLS + 1))
+        over = tl.broadcast_to(tl.div_rn(1.0, diagonal)[:, None], levels.shape)
         for u in tl.static_range(BLOCK):
-            j = start + u
-            over = tl.div_rn(1.0, tl.load(h + j * (COLS + 1)))
             level = column(levels, u)
-            wanted = level - column(slopes, u) * over * per_scale
+            wanted = level - column(slopes, u) * column(over, u) * per_scale
             wanted, _ = nearest(wanted, middles, table, LOW, HIGH, STEPS)
             step = tl.where(alive, wanted - level, 0.0)
             change = a * step
             levels = replaced(levels, u, level + step)
             changes = replaced(changes, u, change)
-            f = line_of(h, j, start, COLS, BLOCK)
+            f = line_of(h, start + u, start, COLS, BLOCK)
             slopes = slopes + change[None, :] * f[:, None]
         write(g, slopes, start, stride, there)
         write(chosen, levels, start, stride, there)
@@ -110,24 +104,18 @@ def _after(
 ):  # fmt: skip
     """Take into every tile what was logged since it was last looked at: the log is used up."""
     for k in range(0, COLS // SIZE):
-        first, last = k * SIZE, k * SIZE + SIZE
-        for start in range(first, last, BLOCK):
+        for start in range(k * SIZE, k * SIZE + SIZE, BLOCK):
             slopes = read(g, start, stride, there, BLOCK)
             if PARTS == 1:
                 done = start + BLOCK
                 slopes = pushed(
-                    slopes, start, log, done, last - done, done, h, stride, there, COLS
+                    slopes, start, log, done, COLS - done, done, h, stride, there, COLS
                 )  # fmt: skip
             else:
-                event = first * PARTS + (PARTS - 1) * SIZE
-                slopes = pushed(
-                    slopes, start, log, event, SIZE, first, h, stride, there, COLS
-                )  # fmt: skip
-            for e in range(k + 1, COLS // SIZE):
-                for part in tl.static_range(PARTS):
-                    event = (e * PARTS + part) * SIZE
+                for run in range(k * PARTS + PARTS - 1, COLS // SIZE * PARTS):
                     slopes = pushed(
-                        slopes, start, log, event, SIZE, e * SIZE, h, stride, there, COLS
+                        slopes, start, log, run * SIZE, SIZE, run // PARTS * SIZE,
+                        h, stride, there, COLS,
                     )  # fmt: skip
             write(g, slopes, start, stride, there)
     tl.debug_barrier()
@@ -194,22 +182,10 @@ def descend(
         more = sweep + 1 < sweeps
         if SHARED and PARTS > 1:
             _after(g, log, h, stride, there, COLS, SIZE, PARTS, BLOCK)
-            moved = log + PARTS * COLS * stride
-            multiplied(moved, chosen, scale, stride, there, COLS, SIZE, BLOCK)
-            shared = move_shared(
-                g, moved, turned, shared, stride, there, KIND == 3, COLS, BLOCK
+            shared, lowest = move_all_shared(
+                g, log + PARTS * COLS * stride, chosen, scale, offset, h, turned, shared, lowest,
+                more, stride, there, KIND, COLS, SIZE, BLOCK,
             )  # fmt: skip
-            if KIND == 3:
-                push_everywhere(g, moved, h, stride, there, COLS, BLOCK)
-                lowered(log, offset, stride, there, COLS, SIZE, BLOCK)
-                lowest = move_shared(
-                    g, log, turned, lowest, stride, there, True, COLS, BLOCK
-                )  # fmt: skip
-                if more:
-                    push_everywhere(g, log, h, stride, there, COLS, BLOCK)
-            else:
-                if more:
-                    push_everywhere(g, moved, h, stride, there, COLS, BLOCK)
         else:
             if more:
                 _after(g, log, h, stride, there, COLS, SIZE, PARTS, BLOCK)

@@ -3,7 +3,8 @@
 A thread owns a row. BLOCK columns of ROWS rows are in registers at a time; the errors of all the
 columns before them are taken out first, in the order of the columns, from what this program stored.
 So a panel may be of any width, and no column waits for another thread; barriers stand between
-blocks. The loops over a block are unrolled: the selection of a column costs nothing then.
+blocks. The loops over a block are unrolled: the selection of a column costs nothing then. Loops
+over columns are not: the assembler unrolls them, for a fraction of the time.
 
 A panel of C columns costs C * C multiplications and subtractions of a row, beside its C roundings.
 """
@@ -14,12 +15,7 @@ import triton
 import triton.language as tl
 
 from qconvert.kernels.gpu.storing_kernels import inverse, nearest
-
-
-@triton.jit
-def column(tile, i, u: tl.constexpr):
-    """Row u of a tile: all others are -0, which changes no sum."""
-    return tl.sum(tl.where(i[:, None] == u, tile, -0.0), 0)
+from qconvert.kernels.gpu.sweep_kernels import column
 
 
 @triton.jit(do_not_specialize=["rows"])  # or a thread would own parts of several rows
@@ -51,22 +47,24 @@ def feed_back(
         mask = inside[:, None] & there[None, :]
         at = (start + i)[:, None] * stride + r[None, :]
         tile = tl.load(w + at, mask=mask, other=0.0)
-        for j in tl.range(0, start, loop_unroll_factor=2):
+        for j in range(0, start):
             error = tl.load(errors + j * stride + r, mask=there, other=0.0)
             f = tl.load(factor + j * COLS + start + i, mask=inside, other=0.0)
             tile = tile - error[None, :] * f[:, None]
+        group = ((start + i) // SIZE)[:, None] * stride + r[None, :]
+        a = tl.load(scale + group, mask=mask, other=0.0)
+        b = tl.zeros(a.shape, tl.float32)
+        if SHIFTED:
+            b = tl.load(offset + group, mask=mask, other=0.0)
+        per_scale = inverse(a)
+        diagonal = tl.load(factor + (start + i) * (COLS + 1), mask=inside, other=1.0)
+        over = tl.broadcast_to(diagonal[:, None], tile.shape)
         chosen = tl.zeros((BLOCK, ROWS), tl.float32)
         for u in tl.static_range(BLOCK):
-            valid = there & (start + u < COLS)
-            group = (start + u) // SIZE * stride + r
-            a = tl.load(scale + group, mask=valid, other=0.0)
-            b = tl.zeros((ROWS,), tl.float32)
-            if SHIFTED:
-                b = tl.load(offset + group, mask=valid, other=0.0)
-            diagonal = tl.load(factor + (start + u) * (COLS + 1), mask=start + u < COLS, other=1.0)
-            v = column(tile, i, u)
-            level, code = nearest((v - b) * inverse(a), middles, table, LOW, HIGH, STEPS)
-            error = (v - (a * level + b)) * tl.div_rn(1.0, diagonal)
+            v, shift = column(tile, u), column(b, u)
+            wanted = (v - shift) * column(per_scale, u)
+            level, code = nearest(wanted, middles, table, LOW, HIGH, STEPS)
+            error = (v - (column(a, u) * level + shift)) * tl.div_rn(1.0, column(over, u))
             f = tl.load(
                 factor + (start + u) * COLS + start + i, mask=inside & (start + u < COLS), other=0.0
             )

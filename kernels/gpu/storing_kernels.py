@@ -36,9 +36,10 @@ def place(v, middles, STEPS: tl.constexpr):
     """How many of the ascending `middles` lie below v, by halving; float32 [2^STEPS - 1], what is
     not used infinite."""
     found = tl.zeros(v.shape, tl.int32)
-    for k in tl.static_range(STEPS):
-        above = v > tl.load(middles + found + ((1 << (STEPS - 1 - k)) - 1))
-        found = tl.where(above, found + (1 << (STEPS - 1 - k)), found)
+    for k in range(STEPS):
+        half = (1 << STEPS) >> (k + 1)
+        above = v > tl.load(middles + (found + (half - 1)))
+        found = tl.where(above, found + half, found)
     return found
 
 

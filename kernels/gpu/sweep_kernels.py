@@ -3,6 +3,8 @@
 A thread owns a row of the matrix, and sums run over its columns in order. A tile is BLOCK columns
 of ROWS rows in registers. A change of column j by c [rows] moves the gradient of every column i by
 c * h[j, i]; such changes are logged, and reach a tile, in their order, when its turn comes.
+Only loops over a tile are unrolled here; the assembler unrolls those over columns (by four, with
+their loads first) in a fraction of the time that Triton takes for it.
 Pointers come with the rows added, [ROWS]; `stride` is from one column to the next. BLOCK divides
 whatever columns are gone over.
 """
@@ -50,11 +52,22 @@ def line_of(h, j, first, COLS: tl.constexpr, BLOCK: tl.constexpr):
 def pushed(g, first, log, event, count, changed, h, stride, there, COLS: tl.constexpr):
     """Gradient of the tile of columns from `first` after `count` events of the log from `event` on,
     which changed the columns from `changed` on."""
-    for e in tl.range(0, count, loop_unroll_factor=4):
-        change = tl.load(log + (event + e) * stride, mask=there, other=0.0)
-        f = line_of(h, changed + e, first, COLS, g.shape[0])
-        g = g + change[None, :] * f[:, None]
+    at = log + event * stride
+    line = h + (changed * COLS + first)
+    for _ in range(0, count):
+        change = tl.load(at, mask=there, other=0.0)
+        g = g + change[None, :] * tl.load(line + tl.arange(0, g.shape[0]))[:, None]
+        at += stride
+        line += COLS
     return g
+
+
+@triton.jit
+def added(total, tile):
+    """Every column of the tile added to `total`, in order."""
+    for u in tl.static_range(tile.shape[0]):
+        total = total + column(tile, u)
+    return total
 
 
 @triton.jit
@@ -67,19 +80,18 @@ def along(
     curve = tl.zeros(there.shape, tl.float32)
     i = tl.arange(0, BLOCK)
     for start in range(first, first + SIZE, BLOCK):
-        cross = tl.zeros((BLOCK, there.shape[0]), tl.float32)
-        for j in tl.range(first, start, loop_unroll_factor=2):
+        cross = tl.zeros((BLOCK, there.shape[0]), tl.float32)  # of a column with those before it
+        for j in range(first, start):
             v = tl.load(p + j * stride, mask=there, other=0.0) - zero
             cross = cross + line_of(turned, j, start, COLS, BLOCK)[:, None] * v[None, :]
+        for j in range(start, start + BLOCK):
+            v = tl.load(p + j * stride, mask=there, other=0.0) - zero
+            more = cross + line_of(turned, j, start, COLS, BLOCK)[:, None] * v[None, :]
+            cross = tl.where(i[:, None] > j - start, more, cross)
         tile = read(p, start, stride, there, BLOCK) - zero[None, :]
-        slopes = read(g, start, stride, there, BLOCK)
-        for u in tl.static_range(BLOCK):
-            v, c = column(tile, u), column(cross, u)
-            slope = slope + v * column(slopes, u)
-            own = tl.load(turned + (start + u) * (COLS + 1))
-            curve = curve + v * (c + c + own * v)
-            f = line_of(turned, start + u, start, COLS, BLOCK)
-            cross = tl.where(i[:, None] > u, cross + f[:, None] * v[None, :], cross)
+        own = tl.load(turned + (start + i) * (COLS + 1))
+        slope = added(slope, tile * read(g, start, stride, there, BLOCK))
+        curve = added(curve, tile * (cross + cross + own[:, None] * tile))
     return slope, tl.where(curve > 1e-30, curve, 1e-30)
 
 
@@ -94,14 +106,11 @@ def across(
     total = tl.zeros(there.shape, tl.float32)
     for start in range(first, first + SIZE, BLOCK):
         sums = tl.zeros((BLOCK, there.shape[0]), tl.float32)
-        for j in tl.range(first, first + SIZE, loop_unroll_factor=2):
+        for j in range(first, first + SIZE):
             sums = sums + line_of(turned, j, start, COLS, BLOCK)[:, None]
-        tile = read(levels, start, stride, there, BLOCK)
-        slopes = read(g, start, stride, there, BLOCK)
-        for u in tl.static_range(BLOCK):
-            slope = slope + column(slopes, u)
-            mixed = mixed + column(tile, u) * column(sums, u)
-            total = total + column(sums, u)
+        slope = added(slope, read(g, start, stride, there, BLOCK))
+        mixed = added(mixed, read(levels, start, stride, there, BLOCK) * sums)
+        total = added(total, sums)
     return slope, mixed, total
 
 
