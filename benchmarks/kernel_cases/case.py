@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,11 @@ class Setting:
         made = torch.Generator().manual_seed(seed)
         size = [min(one, 4096) for one in shape]  # repeated beyond: a processor draws slowly
         x = torch.randn(size, generator=made) * torch.randn(size, generator=made).abs().sqrt()
+        x = x.to(self.device)
         for axis, (have, wanted) in enumerate(zip(size, shape, strict=True)):
             parts = [x] * -(-wanted // have)
             x = torch.cat(parts, axis).narrow(axis, 0, wanted) if len(parts) > 1 else x
-        return x.to(self.device).contiguous()
+        return x.contiguous()
 
     def bytes(self, *shape: int, below: int = 256, seed: int = 0) -> torch.Tensor:
         made = torch.Generator(self.device).manual_seed(seed)
@@ -39,7 +40,8 @@ class Case:
 
     `wanted`: of the ceiling `limit` ("copy", "matmul"), or times as fast as the baseline
     ("baseline"); None: reported, not judged. `deviation` from the truth, of what `run` gives the
-    first time, is 0 where bits must be equal, else at most `bound`.
+    first time, is 0 where bits must be equal, else at most `bound`. `more` and `more_baseline`: the
+    same on copies of the data, where one run is too short to be timed alone.
     """
 
     operation: str
@@ -52,6 +54,13 @@ class Case:
     baseline: Callable[[], Any] | None = None
     limit: str = ""
     wanted: float | None = None
+    more: tuple[Callable[[], Any], ...] = ()
+    more_baseline: tuple[Callable[[], Any], ...] = ()
+
+
+Group = Callable[[], Iterator[Case]]
+"""Cases of the same data, which is made when the group is called. A family is a function `groups`
+of a `Setting` and a `Clock`: when one cannot be made, the others still run."""
 
 
 def nbytes(*tensors: torch.Tensor | None) -> int:
@@ -69,7 +78,7 @@ def unlike(found: Any, wanted: Any) -> float:
     if (found.dtype, found.shape) != (wanted.dtype, wanted.shape):
         return 1.0
     mine, theirs = (one.cpu().reshape(-1).contiguous().view(torch.uint8) for one in (found, wanted))
-    return float((mine != theirs).float().mean())
+    return int((mine != theirs).count_nonzero()) / max(1, len(mine))
 
 
 def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
-from kernel_cases.case import Case, Setting, nbytes, rows_of, unlike
+from kernel_cases.case import Case, Group, Setting, nbytes, rows_of, unlike
+from kernel_cases.clock import Clock
 from qconvert.formats.gguf.grids import GRIDS
 from qconvert.kernels import packing, word_layouts, words
 from qconvert.kernels.word_layouts import Scales, WordLayout
@@ -17,12 +19,12 @@ COPY = {"limit": "copy", "wanted": 0.8}
 TINY = ("Q4_K", "Q6_K", "IQ4_NL")
 
 
-def cases(setting: Setting) -> Iterator[Case]:
+def groups(setting: Setting, _: Clock) -> Iterator[Group]:
     for name in GRIDS:
         if name in TINY or not setting.tiny:
-            yield from _blocks(setting, name)
-    for name, layout, scales in _layouts(setting):
-        yield from _words(setting, name, layout, scales)
+            yield partial(_blocks, setting, name)
+    for one in _layouts(setting):
+        yield partial(_words, setting, *one)
 
 
 def _blocks(setting: Setting, name: str) -> Iterator[Case]:

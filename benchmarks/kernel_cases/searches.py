@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 
-from kernel_cases.case import Case, Setting, nbytes, rows_of, unlike
+from kernel_cases.case import Case, Group, Setting, nbytes, rows_of, unlike
+from kernel_cases.clock import Clock
 from qconvert.formats.gguf.grids import GRIDS
 from qconvert.formats.minifloat import GRIDS as SMALL
 from qconvert.formats.minifloat import float_search
@@ -29,32 +31,36 @@ def searches(setting: Setting) -> Iterator[tuple[str, Fit]]:
         yield name, GRIDS[name].search
 
 
-def cases(setting: Setting) -> Iterator[Case]:
+def groups(setting: Setting, _: Clock) -> Iterator[Group]:
     rows, cols = setting.sizes((14336, 4096), (5, 256))
     w = setting.normal(rows, cols) * 0.02
     weight = setting.normal(cols, seed=2).exp()
-    few = w[:CHECKED].cpu()
     for name, search in searches(setting):
-        of = f"{name} {rows} x {cols}"
-        wanted = fit.fit(few, weight.cpu(), search, body="cpu")
-        yield Case(
-            "fit", of, lambda search=search: fit.fit(w, weight, search, body="gpu"),
-            lambda found, wanted=wanted: unlike(rows_of(found, CHECKED), wanted),
-            moved=5 * w.numel(), limit="baseline",
-            baseline=lambda search=search: [fit.fit(part, weight, search, body="plain")
-                                            for part in w.split(1024)],
-        )  # fmt: skip
-        yield from _on_lines(setting, of, w, search)
+        yield partial(_search, setting, name, search, w, weight)
     for name in setting.sizes(SMALL, ("nvfp4",)):
-        yield _small_floats(name, w, weight)
+        yield partial(_small_floats, name, w, weight)
 
 
-def _small_floats(name: str, w: torch.Tensor, weight: torch.Tensor) -> Case:
+def _search(
+    setting: Setting, name: str, search: Fit, w: torch.Tensor, weight: torch.Tensor
+) -> Iterator[Case]:
+    of = f"{name} {w.shape[0]} x {w.shape[1]}"
+    wanted = fit.fit(w[:CHECKED].cpu(), weight.cpu(), search, body="cpu")
+    yield Case(
+        "fit", of, lambda: fit.fit(w, weight, search, body="gpu"),
+        lambda found: unlike(rows_of(found, CHECKED), wanted), moved=5 * w.numel(),
+        baseline=lambda: [fit.fit(part, weight, search, body="plain") for part in w.split(1024)],
+        limit="baseline",
+    )  # fmt: skip
+    yield from _on_lines(setting, of, w, search)
+
+
+def _small_floats(name: str, w: torch.Tensor, weight: torch.Tensor) -> Iterator[Case]:
     grid: Any = SMALL[name]
     search = float_search(grid.bound(float(w.abs().max())) if hasattr(grid, "bound") else grid)
     assert search is not None
     wanted = small_floats.fit(w[:CHECKED].cpu(), weight.cpu(), search, body="cpu")
-    return Case(
+    yield Case(
         "small_floats.fit", f"{name} {w.shape[0]} x {w.shape[1]}",
         lambda: small_floats.fit(w, weight, search, body="gpu"),
         lambda found: unlike(rows_of(found, CHECKED), wanted), moved=5 * w.numel(),

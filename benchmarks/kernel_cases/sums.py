@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
-from kernel_cases.case import Case, Setting
+from kernel_cases.case import Case, Group, Setting
+from kernel_cases.clock import Clock
 from qconvert.kernels import moments
 
 LONG_SUM = 1e-4
@@ -15,9 +17,9 @@ matrix instructions are cut, not rounded."""
 CHECKED = 256  # columns that are computed in float64
 
 
-def cases(setting: Setting) -> Iterator[Case]:
+def groups(setting: Setting, _: Clock) -> Iterator[Group]:
     for tokens, cols in setting.sizes([(8192, 4096), (8192, 14336)], [(48, 80)]):
-        yield from _of(setting, tokens, cols)
+        yield partial(_of, setting, tokens, cols)
 
 
 def _of(setting: Setting, tokens: int, cols: int) -> Iterator[Case]:

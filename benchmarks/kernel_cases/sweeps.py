@@ -7,12 +7,14 @@ A sweep is panels of columns, each followed by a matrix product for all columns 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from kernel_cases.case import Case, Setting, nbytes, unlike
+from kernel_cases.case import Case, Group, Setting, nbytes, unlike
+from kernel_cases.clock import Clock
 from qconvert.formats.gguf.grids import GRIDS
 from qconvert.kernels.bodies import Body
 from qconvert.kernels.descent import State, descend, feed_back
@@ -25,18 +27,18 @@ GROUP = 128
 CHECKED = 64  # rows that are computed on the processor, too
 
 
-def cases(setting: Setting) -> Iterator[Case]:
+def groups(setting: Setting, _: Clock) -> Iterator[Group]:
     shapes = setting.sizes([(4096, 4096), (14336, 4096), (4096, 14336)], [(20, 64)])
     for rows, cols in shapes:
         for panel in setting.sizes((128, 256), (32,)):
-            yield _sweep(setting, rows, cols, panel)
+            yield partial(_sweep, setting, rows, cols, panel)
     for name in LEVELS:
-        yield _feedback(setting, name)
+        yield partial(_feedback, setting, name)
     for name, search in _searches(setting):
-        yield _descent(setting, name, search)
+        yield partial(_descent, setting, name, search)
 
 
-def _sweep(setting: Setting, rows: int, cols: int, panel: int) -> Case:
+def _sweep(setting: Setting, rows: int, cols: int, panel: int) -> Iterator[Case]:
     w = setting.normal(cols, rows) * 0.02
     factor = _factor(setting, cols)
     scale = w.abs().reshape(-1, min(GROUP, panel), rows).amax(1) / 8
@@ -52,14 +54,14 @@ def _sweep(setting: Setting, rows: int, cols: int, panel: int) -> Case:
             rest[after] -= factor[now, after].t() @ errors
         return codes
 
-    return Case(
+    yield Case(
         "descent.feed_back, a whole sweep", f"int4 {rows} x {cols}, panels of {panel}",
         lambda: run("gpu"), lambda found: unlike(found, run("plain")),
         flops=rows * cols * cols, baseline=lambda: run("plain"), limit="baseline", wanted=5.0,
     )  # fmt: skip
 
 
-def _feedback(setting: Setting, name: str) -> Case:
+def _feedback(setting: Setting, name: str) -> Iterator[Case]:
     cols, rows = setting.sizes((256, 14336), (32, 20))
     w, factor = setting.normal(cols, rows) * 0.02, _factor(setting, cols)
     scale = w.abs().amax(0, keepdim=True) / float(LEVELS[name].max())
@@ -68,7 +70,7 @@ def _feedback(setting: Setting, name: str) -> Case:
     def run(body: Body, w: torch.Tensor, scale: torch.Tensor) -> Any:
         return feed_back(w, factor.to(w.device), scale, None, LEVELS[name], body=body)
 
-    return Case(
+    yield Case(
         "descent.feed_back", f"{name} panel of {cols} x {rows} rows",
         lambda: run("gpu", w, scale),
         lambda found: unlike([one[:, :CHECKED] for one in found], run("cpu", *few)),
@@ -84,7 +86,7 @@ def _searches(setting: Setting) -> Iterator[tuple[str, Fit]]:
         yield "IQ4_XS", GRIDS["IQ4_XS"].search
 
 
-def _descent(setting: Setting, name: str, search: Fit) -> Case:
+def _descent(setting: Setting, name: str, search: Fit) -> Iterator[Case]:
     rows = setting.sizes(14336, 5)
     cols = setting.sizes(256, 64)
     w = setting.normal(rows, cols) * 0.02
@@ -104,7 +106,7 @@ def _descent(setting: Setting, name: str, search: Fit) -> Case:
     def few(one: torch.Tensor) -> torch.Tensor:
         return one[..., :CHECKED].cpu().clone()
 
-    return Case(
+    yield Case(
         "descent.descend", f"{name} panel of {cols} x {rows} rows", lambda: run("gpu"),
         lambda found: unlike([one[..., :CHECKED] for one in found], run("cpu", few)),
         moved=nbytes(chosen, gradient) * 2, baseline=lambda: run("plain"), limit="baseline",

@@ -100,7 +100,7 @@ def _widened(
     layout: WordLayout, words: torch.Tensor, shape: Shape
 ) -> tuple[WordLayout, torch.Tensor]:
     """Bytes of several codes along rows that fill words are those words: fewer, wider loads."""
-    whole = words.shape[-1] % 4 == 0 and words.data_ptr() % 4 == 0
+    whole = words.numel() > 0 and words.shape[-1] % 4 == 0 and words.data_ptr() % 4 == 0
     shared = layout.word == 8 and layout.per > 1 and layout.along == "cols"
     if not (shared and whole) or layout.transposed:
         return layout, words
