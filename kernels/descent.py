@@ -123,7 +123,7 @@ def descend(
     changed = (chosen, state.scale, state.offset, state.d, state.dmin)
     given = (moments, gradient, *changed)
     tiled = (False, *(True for _ in given[1:]))
-    moments_, gradient_, *found = _for_body(which, rows, *given, tiled=tiled)
+    moments_, gradient_, *found = _for_body(which, rows, *given, tiled=tiled, changed=2)
     change = _like(gradient_, "float32")
     limits = limits_of(search)
     module(which, "descent").descend(
@@ -163,9 +163,11 @@ def _body(given: Array, asked: Body | None) -> Body:
     return body_for(given.device, asked)
 
 
-def _for_body(body: Body, rows: int, *arrays: Array, tiled: tuple[bool, ...]) -> list[Array]:
-    """Contiguous float32 copies of those that are `tiled`, all else as it is: numpy's for the body
-    of a processor, whose rows fill whole tiles; tensors for the others."""
+def _for_body(
+    body: Body, rows: int, *arrays: Array, tiled: tuple[bool, ...], changed: int | None = None
+) -> list[Array]:
+    """Contiguous, and those from `changed` on copies: tensors, or for the body of a processor
+    numpy's float32, where rows of those that are `tiled` fill whole tiles, in copies too."""
     if body == "cpu":
         plain = [one if isinstance(one, np.ndarray) else one.numpy() for one in arrays]
         return [
@@ -175,10 +177,9 @@ def _for_body(body: Body, rows: int, *arrays: Array, tiled: tuple[bool, ...]) ->
     import torch
 
     tensors = [torch.from_numpy(one) if isinstance(one, np.ndarray) else one for one in arrays]
-    return [
-        one.clone(memory_format=torch.contiguous_format) if wide else one.contiguous()
-        for one, wide in zip(tensors, tiled, strict=True)
-    ]
+    kept = len(tensors) if changed is None else changed
+    copies = [one.clone(memory_format=torch.contiguous_format) for one in tensors[kept:]]
+    return [*(one.contiguous() for one in tensors[:kept]), *copies]
 
 
 def _padded(rows: int, one: Floats) -> Floats:
