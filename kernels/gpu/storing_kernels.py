@@ -37,9 +37,9 @@ def place(v, middles, STEPS: tl.constexpr):
     not used infinite."""
     found = tl.zeros(v.shape, tl.int32)
     for k in range(STEPS):
-        half = (1 << STEPS) >> (k + 1)
-        above = v > tl.load(middles + (found + (half - 1)))
-        found = tl.where(above, found + half, found)
+        step = (1 << STEPS) >> (k + 1)
+        above = v > tl.load(middles + (found + (step - 1)))
+        found = tl.where(above, found + step, found)
     return found
 
 
