@@ -93,17 +93,18 @@ def dequantizing(layout: BlockLayout, dtype: torch.dtype) -> Launch:
 def _parts(layout: BlockLayout) -> dict[str, Any]:
     """Where the parts of a block lie. `ValueError` where no kernel knows the pieces of numbers."""
     numbers: tuple[Any, ...] = ()
+    subs: tuple[Any, ...] = ()
     if layout.numbers is not None:
         at, part = layout.numbers
         if part.pieces not in ((), layouts.SIX_BIT_PAIRS):
             raise ValueError(f"no kernel for numbers in pieces: {part.pieces}")
-        planes = tuple((first, *_plane(plane)) for first, plane in part.planes)
-        numbers = (at, len(part.names), part.count, part.bias, part.signed, bool(part.pieces),
-                   planes)  # fmt: skip
+        subs = tuple((first, *_plane(plane)) for first, plane in part.planes)
+        numbers = (at, len(part.names), part.count, part.bias, part.signed, bool(part.pieces))
     return {
         "PLANES": tuple((at, *_plane(part.plane), part.flip) for at, part in layout.codes),
         "HALVES": tuple(at for at, _ in layout.halves),
         "NUMBERS": numbers,
+        "SUBS": subs,
         "COLS": layout.cols,
         "NBYTES": layout.nbytes,
     }

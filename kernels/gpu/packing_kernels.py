@@ -3,8 +3,10 @@
 Codes go through a tile [blocks, runs, groups, size] of contiguous bytes. Columns c of a block are
 cut so that one shift holds for all of a tile: c = run * SPAN + turn * UNIT + group * SIZE + i, with
 a static loop over turns. Constants that are tuples: `PLANES` of (first byte, width, group, shift,
-flip), `HALVES` of first bytes, `NUMBERS` of (first byte, names, count, bias, signed, in pairs,
-planes of (byte after the first, width, group, shift)), empty where a block has no sub-scales.
+flip), `HALVES` of first bytes, `NUMBERS` of (first byte, names, count, bias, signed, in pairs),
+empty where a block has no sub-scales, and `SUBS` of their planes (byte after the first, width,
+group, shift). Functions get numbers of these or a whole constant: before Triton 3.9 a part of a
+tuple that is a tuple itself cannot be handed on.
 """
 # mypy: ignore-errors
 
@@ -55,19 +57,18 @@ def six_bits(start, n, inside):
 
 
 @triton.jit
-def load_number(start, n, inside, NUMBERS: tl.constexpr):
+def load_number(start, n, inside, NUMBERS: tl.constexpr, SUBS: tl.constexpr):
     """Sub-scale n of the blocks that begin at `start`, as int32."""
     AT: tl.constexpr = NUMBERS[0]
-    PLANES: tl.constexpr = NUMBERS[6]
     if NUMBERS[5]:
         stored = six_bits(start + AT, n, inside)
     else:
         stored = tl.zeros(inside.shape, tl.int32)
-        for p in tl.static_range(len(PLANES)):
-            at = start + (AT + PLANES[p][0]) + byte_of(n, PLANES[p][1], PLANES[p][2])
+        for p in tl.static_range(len(SUBS)):
+            at = start + (AT + SUBS[p][0]) + byte_of(n, SUBS[p][1], SUBS[p][2])
             raw = tl.load(at, mask=inside, other=0).to(tl.int32)
-            lift = lift_of(n, PLANES[p][1], PLANES[p][2])
-            stored |= part_of(raw, lift, PLANES[p][1], PLANES[p][3])
+            lift = lift_of(n, SUBS[p][1], SUBS[p][2])
+            stored |= part_of(raw, lift, SUBS[p][1], SUBS[p][3])
     stored = (stored - NUMBERS[3]) & 255
     if NUMBERS[4]:
         stored = (stored ^ 128) - 128
@@ -75,17 +76,18 @@ def load_number(start, n, inside, NUMBERS: tl.constexpr):
 
 
 @triton.jit
-def load_plane(start, c, i, inside, PLANE: tl.constexpr):
+def load_plane(start, c, i, inside, AT: tl.constexpr, WIDTH: tl.constexpr, GROUP: tl.constexpr,
+               FLIP: tl.constexpr):  # fmt: skip
     """What the codes of columns c + i need of a plane, as int32: a byte of each, or, of a plane of
     neighbouring bits, the four bytes of the block in one word."""
-    if PLANE[1] * PLANE[2] == 8:
-        word = tl.load(start + PLANE[0], mask=inside, other=0).to(tl.int32)
+    if WIDTH * GROUP == 8:
+        word = tl.load(start + AT, mask=inside, other=0).to(tl.int32)
         for k in tl.static_range(1, 4):
-            word |= tl.load(start + PLANE[0] + k, mask=inside, other=0).to(tl.int32) << (8 * k)
+            word |= tl.load(start + AT + k, mask=inside, other=0).to(tl.int32) << (8 * k)
         return word
     else:
-        raw = tl.load(start + PLANE[0] + byte_of(c, PLANE[1], PLANE[2]) + i, mask=inside, other=0)
-        return raw.to(tl.int32) ^ PLANE[4]
+        raw = tl.load(start + AT + byte_of(c, WIDTH, GROUP) + i, mask=inside, other=0)
+        return raw.to(tl.int32) ^ FLIP
 
 
 @triton.jit
@@ -122,22 +124,23 @@ def level_of(code, LOWEST: tl.constexpr, TABLE: tl.constexpr):
 
 
 @triton.jit
-def line_of(half, start, n, inside, WHOLE: tl.constexpr, NUMBERS: tl.constexpr):
+def line_of(half, start, n, inside, WHOLE: tl.constexpr, NUMBERS: tl.constexpr,
+            SUBS: tl.constexpr):  # fmt: skip
     """float32 of each group n: the block's half (its bits), or its product with the number n."""
     line = half.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
     if WHOLE:
-        return line * load_number(start, n, inside & (n >= 0), NUMBERS).to(tl.float32)
+        return line * load_number(start, n, inside & (n >= 0), NUMBERS, SUBS).to(tl.float32)
     else:
         return line
 
 
 @triton.jit(do_not_specialize=["blocks"])
 def dequantize_blocks(packed, out, blocks, PLANES: tl.constexpr, HALVES: tl.constexpr,
-                      NUMBERS: tl.constexpr, SCALE: tl.constexpr, OFFSET: tl.constexpr,
-                      LOWEST: tl.constexpr, TABLE: tl.constexpr, COLS: tl.constexpr,
-                      GROUP: tl.constexpr, NBYTES: tl.constexpr, SPAN: tl.constexpr,
-                      UNIT: tl.constexpr, LONG: tl.constexpr, SIZE: tl.constexpr,
-                      BLOCKS: tl.constexpr):  # fmt: skip
+                      NUMBERS: tl.constexpr, SUBS: tl.constexpr, SCALE: tl.constexpr,
+                      OFFSET: tl.constexpr, LOWEST: tl.constexpr, TABLE: tl.constexpr,
+                      COLS: tl.constexpr, GROUP: tl.constexpr, NBYTES: tl.constexpr,
+                      SPAN: tl.constexpr, UNIT: tl.constexpr, LONG: tl.constexpr,
+                      SIZE: tl.constexpr, BLOCKS: tl.constexpr):  # fmt: skip
     """out [blocks, COLS]: scale * level + offset, each operation rounded to float32, then once to
     the type of `out`. SCALE, OFFSET: (first byte of the half, first number or -1, minus)."""
     block, inside = blocks_of(blocks, BLOCKS)
@@ -149,22 +152,23 @@ def dequantize_blocks(packed, out, blocks, PLANES: tl.constexpr, HALVES: tl.cons
     for q in tl.static_range(LONG // UNIT):
         raws = ()
         for p in tl.static_range(len(PLANES)):
-            raws += (load_plane(start, first + q * UNIT, i, inside, PLANES[p]),)
+            raws += (load_plane(start, first + q * UNIT, i, inside, PLANES[p][0], PLANES[p][1],
+                                PLANES[p][2], PLANES[p][4]),)  # fmt: skip
         for k in tl.static_range(SPAN // LONG):
             c = first + (k * LONG + q * UNIT)
             value = level_of(codes_of(raws, c, i, PLANES), LOWEST, TABLE)
-            value *= line_of(d, start, SCALE[1] + c // GROUP, inside, SCALE[1] >= 0, NUMBERS)
+            value *= line_of(d, start, SCALE[1] + c // GROUP, inside, SCALE[1] >= 0, NUMBERS, SUBS)
             if OFFSET is not None:
                 n = OFFSET[1] + c // GROUP
-                offset = line_of(m, start, n, inside, OFFSET[1] >= 0, NUMBERS)
-                value += -offset if OFFSET[2] else offset
+                offset = line_of(m, start, n, inside, OFFSET[1] >= 0, NUMBERS, SUBS)
+                value = value - offset if OFFSET[2] else value + offset
             tl.store(out + block * COLS + c + i, value.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["blocks"])
 def unpack_blocks(packed, codes, half, other, scales, mins, blocks, PLANES: tl.constexpr,
-                  HALVES: tl.constexpr, NUMBERS: tl.constexpr, COLS: tl.constexpr,
-                  NBYTES: tl.constexpr, SPAN: tl.constexpr, UNIT: tl.constexpr,
+                  HALVES: tl.constexpr, NUMBERS: tl.constexpr, SUBS: tl.constexpr,
+                  COLS: tl.constexpr, NBYTES: tl.constexpr, SPAN: tl.constexpr, UNIT: tl.constexpr,
                   LONG: tl.constexpr, SIZE: tl.constexpr, BLOCKS: tl.constexpr):  # fmt: skip
     """codes [blocks, COLS]; half and other, int16 [blocks]; scales and mins, uint8 [blocks, count],
     as far as a block has them."""
@@ -174,7 +178,8 @@ def unpack_blocks(packed, codes, half, other, scales, mins, blocks, PLANES: tl.c
     for q in tl.static_range(LONG // UNIT):
         raws = ()
         for p in tl.static_range(len(PLANES)):
-            raws += (load_plane(start, first + q * UNIT, i, inside, PLANES[p]),)
+            raws += (load_plane(start, first + q * UNIT, i, inside, PLANES[p][0], PLANES[p][1],
+                                PLANES[p][2], PLANES[p][4]),)  # fmt: skip
         for k in tl.static_range(SPAN // LONG):
             c = first + (k * LONG + q * UNIT)
             code = codes_of(raws, c, i, PLANES)
@@ -186,8 +191,8 @@ def unpack_blocks(packed, codes, half, other, scales, mins, blocks, PLANES: tl.c
         COUNT: tl.constexpr = NUMBERS[2]
         n = tl.arange(0, COUNT)[None, None, None, :]
         there = inside & (n >= 0)
-        number = load_number(start, n, there, NUMBERS)
+        number = load_number(start, n, there, NUMBERS, SUBS)
         tl.store(scales + block * COUNT + n, number.to(tl.uint8), mask=there)
         if NUMBERS[1] == 2:
-            number = load_number(start, n + COUNT, there, NUMBERS)
+            number = load_number(start, n + COUNT, there, NUMBERS, SUBS)
             tl.store(mins + block * COUNT + n, number.to(tl.uint8), mask=there)

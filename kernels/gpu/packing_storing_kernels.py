@@ -35,36 +35,33 @@ def store_six_bits(start, scales, mins, block, inside, NUMBERS: tl.constexpr):
 
 
 @triton.jit
-def store_plane(start, codes, block, inside, AT: tl.constexpr, COLS: tl.constexpr,
-                PLANE: tl.constexpr):  # fmt: skip
+def store_plane(start, codes, block, inside, COLS: tl.constexpr, AT: tl.constexpr,
+                WIDTH: tl.constexpr, GROUP: tl.constexpr, SHIFT: tl.constexpr,
+                FLIP: tl.constexpr):  # fmt: skip
     """One plane of the codes: tile [blocks, runs, 1, bytes of a run], a loop over the codes that
     share a byte; where those are neighbours, they are the last axis, and summed."""
-    WIDTH: tl.constexpr = PLANE[1]
-    GROUP: tl.constexpr = PLANE[2]
     STRIDE: tl.constexpr = GROUP * WIDTH // 8
     run = tl.arange(0, COLS // GROUP)[None, :, None, None]
     if STRIDE == 1:
         k = tl.arange(0, GROUP)[None, None, None, :]
         code = tl.load(codes + block * COLS + run * GROUP + k, mask=inside, other=0).to(tl.int32)
-        part = ((code >> PLANE[3]) & ((1 << WIDTH) - 1)) << (k * WIDTH)
-        byte = tl.sum(part, axis=3, keep_dims=True) ^ PLANE[4]
+        part = ((code >> SHIFT) & ((1 << WIDTH) - 1)) << (k * WIDTH)
+        byte = tl.sum(part, axis=3, keep_dims=True) ^ FLIP
         tl.store(start + AT + run, byte.to(tl.uint8), mask=inside)
     else:
         i = tl.arange(0, STRIDE)[None, None, None, :]
-        byte = run * 0 + i * 0 + PLANE[4]
+        byte = run * 0 + i * 0 + FLIP
         for k in tl.static_range(8 // WIDTH):
             at = codes + block * COLS + run * GROUP + (k * STRIDE) + i
             code = tl.load(at, mask=inside, other=0).to(tl.int32)
-            byte = byte ^ (((code >> PLANE[3]) & ((1 << WIDTH) - 1)) << (k * WIDTH))
+            byte = byte ^ (((code >> SHIFT) & ((1 << WIDTH) - 1)) << (k * WIDTH))
         tl.store(start + AT + run * STRIDE + i, byte.to(tl.uint8), mask=inside)
 
 
 @triton.jit
-def store_numbers(start, scales, mins, block, inside, AT: tl.constexpr, NUMBERS: tl.constexpr,
-                  PLANE: tl.constexpr):  # fmt: skip
+def store_numbers(start, scales, mins, block, inside, NUMBERS: tl.constexpr, AT: tl.constexpr,
+                  WIDTH: tl.constexpr, GROUP: tl.constexpr, SHIFT: tl.constexpr):  # fmt: skip
     """One plane of the sub-scales: tile [blocks, runs, 1, bytes of a run]."""
-    WIDTH: tl.constexpr = PLANE[1]
-    GROUP: tl.constexpr = PLANE[2]
     STRIDE: tl.constexpr = GROUP * WIDTH // 8
     run = tl.arange(0, NUMBERS[1] * NUMBERS[2] // GROUP)[None, :, None, None]
     i = tl.arange(0, STRIDE)[None, None, None, :]
@@ -73,7 +70,7 @@ def store_numbers(start, scales, mins, block, inside, AT: tl.constexpr, NUMBERS:
     for k in tl.static_range(8 // WIDTH):
         n = run * GROUP + k * STRIDE + i
         number = stored_number(scales, mins, block, n, there, NUMBERS)
-        byte = byte | (((number >> PLANE[3]) & ((1 << WIDTH) - 1)) << (k * WIDTH))
+        byte = byte | (((number >> SHIFT) & ((1 << WIDTH) - 1)) << (k * WIDTH))
     tl.store(start + AT + run * STRIDE + i, byte.to(tl.uint8), mask=there)
 
 
@@ -86,20 +83,21 @@ def store_half(start, half, block, inside):
 
 @triton.jit(do_not_specialize=["blocks"])
 def pack_blocks(packed, codes, half, other, scales, mins, blocks, PLANES: tl.constexpr,
-                HALVES: tl.constexpr, NUMBERS: tl.constexpr, COLS: tl.constexpr,
+                HALVES: tl.constexpr, NUMBERS: tl.constexpr, SUBS: tl.constexpr, COLS: tl.constexpr,
                 NBYTES: tl.constexpr, BLOCKS: tl.constexpr):  # fmt: skip
     """packed [blocks, NBYTES], of what `unpack_blocks` gives; constants as there."""
     block, inside = blocks_of(blocks, BLOCKS)
     start = packed + block * NBYTES
     for p in tl.static_range(len(PLANES)):
-        store_plane(start, codes, block, inside, PLANES[p][0], COLS, PLANES[p])
+        store_plane(start, codes, block, inside, COLS, PLANES[p][0], PLANES[p][1], PLANES[p][2],
+                    PLANES[p][3], PLANES[p][4])  # fmt: skip
     store_half(start + HALVES[0], half, block, inside)
     if len(HALVES) == 2:
         store_half(start + HALVES[1], other, block, inside)
     if len(NUMBERS) > 0:
         AT: tl.constexpr = NUMBERS[0]
-        SUB: tl.constexpr = NUMBERS[6]
         if NUMBERS[5]:
             store_six_bits(start + AT, scales, mins, block, inside, NUMBERS)
-        for p in tl.static_range(len(SUB)):
-            store_numbers(start, scales, mins, block, inside, AT + SUB[p][0], NUMBERS, SUB[p])
+        for p in tl.static_range(len(SUBS)):
+            store_numbers(start, scales, mins, block, inside, NUMBERS, AT + SUBS[p][0], SUBS[p][1],
+                          SUBS[p][2], SUBS[p][3])  # fmt: skip

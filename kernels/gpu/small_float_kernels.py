@@ -16,7 +16,7 @@ def float_of_bits(bits, MANTISSA: tl.constexpr, BIAS: tl.constexpr, MAGNITUDES: 
     turned = (bits & SIGN) != 0
     if ZEROS == 1:
         turned = turned & (magnitude != 0)
-    value = tl.where(turned, -value, value)
+    value = tl.where(turned, value * -1.0, value)  # before Triton 3.9, -x is 0 - x: never -0
     if MAGNITUDES < SIGN:
         value = tl.where(magnitude < MAGNITUDES, value, float("nan"))
     return value
