@@ -66,7 +66,8 @@ def errors(
     """The weighted squared error of each group on its nearest levels, float32 [rows, groups]; w
     [rows, cols], weight [cols], scale [rows, groups], float32."""
     run = module(body_for(w.device, body), "small_floats")
-    found: torch.Tensor = run.errors(w.contiguous(), weight, scale.contiguous(), kind)
+    given = (w.contiguous(), weight.contiguous(), scale.contiguous())
+    found: torch.Tensor = run.errors(*given, kind)
     return found
 
 

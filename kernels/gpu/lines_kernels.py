@@ -36,7 +36,7 @@ def decode(
     at = group[:, None] * size + col[None, :]
     code = tl.load(codes + at, mask=inside, other=0)
     if BITS > 0:
-        level = tl.load(levels + code.to(tl.int32))
+        level = tl.load(levels + (code.to(tl.int32) & ((1 << BITS) - 1)))  # never beyond it
     else:
         level = code.to(tl.float32) + low
     value = level * tl.load(scale + group, mask=there, other=0.0)[:, None]

@@ -19,14 +19,17 @@ _LANES = 64
 
 def rounded(v: torch.Tensor, kind: MiniFloat) -> torch.Tensor:
     flat = v.contiguous().view(-1)
+    codes = torch.empty(flat.shape, dtype=torch.uint8, device=v.device)
     whole = flat.numel() // _FLAT * _FLAT
-    rows, rest = flat[:whole].view(-1, _FLAT), flat[whole:].view(1, -1)
-    parts = [_nearest(part, None, kind).view(-1) for part in (rows, rest) if part.numel()]
-    return torch.cat(parts).view(v.shape) if parts else v.to(torch.uint8)
+    _nearest(flat[:whole].view(-1, _FLAT), None, kind, codes[:whole])
+    _nearest(flat[whole:].view(1, -1), None, kind, codes[whole:])
+    return codes.view(v.shape)
 
 
 def nearest(w: torch.Tensor, scale: torch.Tensor, kind: MiniFloat) -> torch.Tensor:
-    return _nearest(w, scale, kind)
+    codes = torch.empty(w.shape, dtype=torch.uint8, device=w.device)
+    _nearest(w, scale, kind, codes)
+    return codes
 
 
 def errors(
@@ -65,14 +68,15 @@ def rounding(kind: MiniFloat, group: int | None) -> Launch:
     return Launch(kernels.nearest_kernel, {**arrays, **sizes}, constants)
 
 
-def _nearest(w: torch.Tensor, scale: torch.Tensor | None, kind: MiniFloat) -> torch.Tensor:
+def _nearest(
+    w: torch.Tensor, scale: torch.Tensor | None, kind: MiniFloat, codes: torch.Tensor
+) -> None:
+    """Fill `codes`."""
     (rows, cols), groups = w.shape, 1 if scale is None else scale.shape[1]
-    codes = torch.empty(rows, cols, dtype=torch.uint8, device=w.device)
     whole = cols // groups if groups > 1 else 0
     launch = rounding(kind, None if scale is None else whole)
     programs = (-(-rows // _ROWS), -(-cols // _COLS))
     launch(programs, w, w if scale is None else scale, codes, rows, cols, groups)
-    return codes
 
 
 def _kind(kind: MiniFloat) -> dict[str, Any]:

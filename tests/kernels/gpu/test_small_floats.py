@@ -46,7 +46,7 @@ def test_codes_of_any_shape(shape: tuple[int, ...], device: torch.device) -> Non
 @pytest.mark.parametrize(("cols", "group"), [(64, 16), (24, 3), (1000, 1000), (272, 272)])
 def test_codes_and_errors(kind: MiniFloat, cols: int, group: int, device: torch.device) -> None:
     w = weights((3, cols), device)
-    weight = torch.rand(cols, device=device)
+    weight = torch.rand(cols, 2, device=device)[:, 0]  # every second number in memory
     scale = torch.rand(3, cols // group, device=device) + 0.01
     for run, arguments in (
         (small_floats.nearest, (w, scale, kind)),
