@@ -66,7 +66,8 @@ def _part(
     chosen = levels[start.codes.t().contiguous().int()]  # [cols, rows]
     moving = parameters_move(search)
     fixed = {} if moving else {"d": place.lines(start)[0]}
-    params = {name: v.float().t().contiguous() for name, v in (fixed or start.params).items()}
+    given = (fixed or start.params).items()  # a copy of each: they move, `start` must stay
+    params = {name: v.to(torch.float32, copy=True).t().contiguous() for name, v in given}
     cols = len(chosen)
     gradient = moments @ (place.values(start) - w).t()
     for _ in range(sweeps):
