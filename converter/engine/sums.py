@@ -12,6 +12,7 @@ from qconvert.engine.moments import Moments
 from qconvert.engine.stream import Workers
 from qconvert.formats.refusal import refuse
 from qconvert.kernels import moments
+from qconvert.kernels.bodies import body_for
 
 PANEL = 256
 """Columns of a matrix of second moments that one task sums."""
@@ -66,7 +67,7 @@ def add_products(
     as the linears themselves multiply them then, where the processor gains by it. Only where y is
     x: else what comes out is not quite symmetric, and so not positive definite. On a device one
     kernel makes all of it, on the processor each panel is one thread's."""
-    if y is x and second.device.type != "cpu":
+    if y is x and body_for(second.device) != "cpu":
         moments.add_products(second, x, narrow=narrow)
         return
 
