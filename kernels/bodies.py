@@ -16,15 +16,23 @@ if TYPE_CHECKING:
     import torch
 
 Body = Literal["plain", "cpu", "gpu"]
+OLDEST = (8, 0)
+"""Compute capability from which the Triton bodies are proved to compile and to keep their bounds.
+On 7.5 those of int8 do not compile, and others spill kilobytes."""
 
 
 def body_for(device: torch.device, asked: Body | None = None) -> Body:
-    """`asked`, or the fastest that runs on `device`: on a GPU without Triton, the plain one."""
+    """`asked`, or the fastest that runs on `device`: on a GPU older than `OLDEST`, or without
+    Triton, the plain one."""
     if asked is not None:
         return asked
     if device.type == "cpu":
         return "cpu"
-    return "gpu" if device.type == "cuda" and has_triton() else "plain"
+    if device.type != "cuda" or not has_triton():
+        return "plain"
+    import torch
+
+    return "gpu" if torch.cuda.get_device_capability(device) >= OLDEST else "plain"
 
 
 @cache

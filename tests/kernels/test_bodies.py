@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qconvert.kernels.bodies import body_for, module
+from qconvert.kernels.bodies import body_for, has_triton, module
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "kernels"
@@ -123,6 +123,15 @@ def test_the_body_follows_the_device() -> None:
     assert body_for(torch.device("cpu"), "plain") == "plain"
     assert body_for(torch.device("meta")) == "plain"
     assert module("plain", "fit").__name__ == "qconvert.kernels.plain.fit"
+
+
+@pytest.mark.parametrize(("capability", "body"), [((7, 5), "plain"), ((8, 0), "gpu")])
+def test_old_gpus_have_the_plain_body(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], body: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert body_for(torch.device("cuda")) == (body if has_triton() else "plain")
+    assert body_for(torch.device("cuda"), "gpu") == "gpu"
 
 
 WITHOUT_TRITON = """
