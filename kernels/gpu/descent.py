@@ -40,7 +40,7 @@ def feedback_launch(
             "ROWS": ROWS,
         },
         warps=1,
-        bounds=Bounds(registers=128, shared=0, spills=8),  # of Triton before 3.9
+        bounds=Bounds(registers=128, shared=0),
     )
 
 

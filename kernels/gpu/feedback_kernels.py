@@ -57,14 +57,13 @@ def feed_back(
         if SHIFTED:
             b = tl.load(offset + group, mask=mask, other=0.0)
         per_scale = inverse(a)
-        diagonal = tl.load(factor + (start + i) * (COLS + 1), mask=inside, other=1.0)
-        over = tl.broadcast_to(diagonal[:, None], tile.shape)
         chosen = tl.zeros((BLOCK, ROWS), tl.float32)
         for u in tl.static_range(BLOCK):
+            diagonal = tl.load(factor + (start + u) * (COLS + 1), mask=start + u < COLS, other=1.0)
             v, shift = column(tile, u), column(b, u)
             wanted = (v - shift) * column(per_scale, u)
             level, code = nearest(wanted, middles, table, LOW, HIGH, STEPS)
-            error = (v - (column(a, u) * level + shift)) * tl.div_rn(1.0, column(over, u))
+            error = (v - (column(a, u) * level + shift)) * tl.div_rn(1.0, diagonal)
             f = tl.load(
                 factor + (start + u) * COLS + start + i, mask=inside & (start + u < COLS), other=0.0
             )
