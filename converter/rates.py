@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from qconvert.algorithms.panels import ROWS
 from qconvert.algorithms.slots import Setting
 from qconvert.engine.pieces import Piece
 from qconvert.engine.solve import solve
@@ -26,7 +27,8 @@ from qconvert.recipe import Recipe
 MOST = 2048  # channels of a product on trial; larger matrices are reckoned from it
 WIDEST = 1024  # columns of a linear on trial
 MOST_THREADS = 16
-PART = 128  # rows of a linear that one thread takes (`algorithms.panels`)
+MANY = 4096  # rows of a linear on trial on a device, which takes all of them at once
+TOKENS = 256  # that the moments of a trial are of
 SEARCHED = 256  # rows of a linear that a transform tries its scales on (`algorithms.trial`)
 TRIED = {"awq": 41, "osplus": 40}
 """Transforms that search -> how many candidates each input has."""
@@ -102,15 +104,21 @@ def seconds_to_solve(
     return total
 
 
+def rows_on_trial(threads: int, device: torch.device) -> int:
+    """Of a linear: as many as keep all of the device at work, so that time grows with them."""
+    part = ROWS.get(device.type)
+    return MANY if part is None else part * min(threads, MOST_THREADS)
+
+
 def _solving(
     grid: Grid, cols: int, recipe: Recipe, setting: Setting, device: torch.device
 ) -> tuple[float, float]:
     """Seconds for a linear of `cols` columns, whatever its rows, and for each of them."""
     unit = max(1, grid.block)
     width = cols if cols <= WIDEST or not grid.block else WIDEST // unit * unit or cols
-    rows = PART * min(setting.threads, MOST_THREADS)
+    rows = rows_on_trial(setting.threads, device)
     chance = torch.Generator().manual_seed(0)
-    x = torch.randn(2 * PART, width, generator=chance)
+    x = torch.randn(TOKENS, width, generator=chance)
     second = x.t() @ x / len(x)
     second.diagonal().add_(0.1)
     second = second.to(device)

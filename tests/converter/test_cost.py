@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from qconvert import cost, lacks, pipeline, resources, sizes
+from qconvert import cost, lacks, pipeline, rates, resources, sizes
 from qconvert.asked import Asked
 from qconvert.checkpoint import Checkpoint
 from qconvert.cli import run
@@ -248,3 +248,11 @@ def test_groups_of_version_1(tmp_path: Path) -> None:
 def test_no_groups(tmp_path: Path) -> None:
     assert resources.group_rooms(tmp_path / "none", tmp_path) == []
     assert resources.available_memory() > 0
+
+
+def test_a_device_is_tried_on_more_rows_than_a_thread() -> None:
+    """On as few as a thread takes, a GPU would seem as slow for one row as for thousands."""
+    import torch
+
+    assert [rates.rows_on_trial(threads, torch.device("cpu")) for threads in (1, 4)] == [128, 512]
+    assert rates.rows_on_trial(1, torch.device("cuda")) == rates.MANY >= 4096
