@@ -8,9 +8,9 @@
 One JSON line a grid, shape and operation: codes compared, those that differ, parameters and decoded
 values that differ, and `why` they may. Two kinds of comparison:
 
-- `fit` (nearest codes and parameters), `feedback` (a panel of GPTQ's), `descent` (a panel of its),
-  `decode`: each body gets the same inputs, and keeps the order of its sums. Nothing may differ.
-- `gptq`, `rounds` of a linear and `conversion`: moments, factors and products between panels are
+- `fit` (nearest codes, parameters, decoded values), `feedback` (a panel of GPTQ's), `descent` (a
+  panel of its): each body gets the same inputs, and keeps the order of its sums. Nothing may differ.
+- `rounds` (GPTQ, then descent) of a linear and `conversion`: moments, factors and products between panels are
   summed in another order on a device, so some codes differ. Their share is printed; where the same
   device computes both (`--body` on a processor) rounds must agree too.
 
@@ -275,6 +275,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=256)
     options = parser.parse_args()
     options.device = options.device or ("cuda" if options.body is None else "cpu")
+    if options.convert is not None and options.device == "cpu":
+        parser.error("--convert compares a device with the processor: not with --body alone")
     return options
 
 
