@@ -9,10 +9,10 @@ One JSON line a grid, shape and operation: codes compared, those that differ, pa
 values that differ, and `why` they may. Two kinds of comparison:
 
 - `fit` (nearest codes, parameters, decoded values), `feedback` (a panel of GPTQ's), `descent` (a
-  panel of its): each body gets the same inputs, and keeps the order of its sums. Nothing may differ.
-- `rounds` (GPTQ, then descent) of a linear and `conversion`: moments, factors and products between panels are
-  summed in another order on a device, so some codes differ. Their share is printed; where the same
-  device computes both (`--body` on a processor) rounds must agree too.
+  panel of its): bodies get the same inputs and keep the order of sums. Nothing may differ.
+- `rounds` (GPTQ, then descent, of a linear) and `conversion`: on a device moments, factors and
+  products between panels are summed in another order, so some codes differ; how many is printed.
+  Where a processor computes both (`--body`), rounds must agree too.
 
 Exits with 1 where nothing may differ and something does.
 """
