@@ -131,9 +131,10 @@ accuracy: setup $(WIDE)/config.json ## every type beside ggml's own quantizer, o
 kernels: $(STAMPS)/project ## registers, shared memory and spills of every Triton kernel: JSON lines; no GPU
 	$(BIN)/python benchmarks/compiled.py
 
-gpu: $(STAMPS)/project ## on a machine with a CUDA device: the tests of the kernels there, then their speed as JSON lines
+gpu: $(STAMPS)/project ## on a machine with a CUDA device: the tests of the kernels there, their codes beside a processor's, their speed
 	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "torch finds no CUDA device here; \"make kernels\" and \"make test\" need none")'
 	$(BIN)/pytest tests/kernels/gpu tests/runtimes/test_packed.py
+	$(BIN)/python benchmarks/same_codes.py
 	$(BIN)/python benchmarks/kernel_speed.py
 
 clean: ## remove what was built, but keep .venv and models
