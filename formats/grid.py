@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.formats.tensor import QuantizedTensor
-from qconvert.kernels.fit import Fit
+from qconvert.kernels.searches import (
+    Fit,
+)
 
 
 class ScaleOverflow(ValueError):
@@ -83,8 +85,8 @@ class Grid(Protocol):
 
     @property
     def search(self) -> Fit:
-        """How parameters are laid out and searched: one of the kinds of `kernels.fit`. Tensors of
-        this grid name their parameters as its `outputs` do."""
+        """How parameters are laid out and searched: one of the kinds of `kernels.searches`. Tensors
+        of this grid name their parameters as its `outputs` do."""
         ...
 
     def lines(self, tensor: QuantizedTensor) -> Lines:

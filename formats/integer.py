@@ -18,8 +18,13 @@ from qconvert.formats.nearest import inverse, nearest_codes, on_lines
 from qconvert.formats.ragged import cut, filled
 from qconvert.formats.tensor import QuantizedTensor
 from qconvert.kernels.bodies import Body
-from qconvert.kernels.fit import Fit, Symmetric, ZeroPoint, fit
+from qconvert.kernels.fit import fit
 from qconvert.kernels.scales import SHORTENED, stored
+from qconvert.kernels.searches import (
+    Fit,
+    Symmetric,
+    ZeroPoint,
+)
 
 Floats = NDArray[np.float32]
 

@@ -25,8 +25,12 @@ from qconvert.formats.multipliers import Float8, Multipliers, Params, Plain, Pow
 from qconvert.formats.nearest import on_lines
 from qconvert.formats.tensor import QuantizedTensor
 from qconvert.kernels.cpu import small_float_loops
-from qconvert.kernels.fit import Fit, Table, usable
+from qconvert.kernels.fit import usable
 from qconvert.kernels.minifloat import E2M1, E4M3, Bytes, MiniFloat
+from qconvert.kernels.searches import (
+    Fit,
+    Table,
+)
 from qconvert.kernels.small_floats import FloatSearch
 
 Floats = NDArray[np.float32]

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qconvert.kernels.bodies import Body, body_for, module
-from qconvert.kernels.fit import (
+from qconvert.kernels.scales import SHORTENED
+from qconvert.kernels.searches import (
     Affine,
     Fit,
     SuperAffine,
@@ -24,7 +25,6 @@ from qconvert.kernels.fit import (
     Table,
     ZeroPoint,
 )
-from qconvert.kernels.scales import SHORTENED
 
 Floats = NDArray[np.float32]
 Array: TypeAlias = Any

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from qconvert.kernels.bodies import Body, body_for, module
-from qconvert.kernels.fit import Fit
+from qconvert.kernels.searches import (
+    Fit,
+)
 
 if TYPE_CHECKING:
     import torch

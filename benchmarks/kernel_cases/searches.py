@@ -14,7 +14,11 @@ from qconvert.formats.gguf.grids import GRIDS
 from qconvert.formats.minifloat import GRIDS as SMALL
 from qconvert.formats.minifloat import float_search
 from qconvert.kernels import fit, lines, small_floats
-from qconvert.kernels.fit import Fit, Symmetric, ZeroPoint
+from qconvert.kernels.searches import (
+    Fit,
+    Symmetric,
+    ZeroPoint,
+)
 
 CHECKED = 128  # rows that are computed on the processor, too
 SPANS = ((0.0, 0.0), (-0.5, 0.25), (-1.0, 0.5))

@@ -18,9 +18,15 @@ from kernel_cases.clock import Clock
 from qconvert.formats.gguf.grids import GRIDS
 from qconvert.kernels.bodies import Body
 from qconvert.kernels.descent import State, descend, feed_back
-from qconvert.kernels.fit import Fit, SuperAffine, SuperSymmetric, Symmetric, ZeroPoint
 from qconvert.kernels.fit import fit as search_scales
 from qconvert.kernels.levels import IQ4_LEVELS
+from qconvert.kernels.searches import (
+    Fit,
+    SuperAffine,
+    SuperSymmetric,
+    Symmetric,
+    ZeroPoint,
+)
 
 LEVELS = {"int4": np.arange(-8, 8, dtype=np.float32), "IQ4": IQ4_LEVELS}
 GROUP = 128

@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from qconvert.kernels.descent import State, limits_of, low_bits_of
-from qconvert.kernels.fit import Fit
 from qconvert.kernels.scales import stored
+from qconvert.kernels.searches import (
+    Fit,
+)
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]

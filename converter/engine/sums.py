@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -13,9 +11,7 @@ from qconvert.engine.stream import Workers
 from qconvert.formats.refusal import refuse
 from qconvert.kernels import moments
 from qconvert.kernels.bodies import body_for
-
-PANEL = 256
-"""Columns of a matrix of second moments that one task sums."""
+from qconvert.kernels.cpu.moments import PANEL, bfloat16_factors
 
 
 @dataclass(slots=True)
@@ -75,20 +71,8 @@ def add_products(
         stop = start + PANEL
         second[:stop, start:stop] += x[:, :stop].t() @ y[:, start:stop]
 
-    with _bfloat16_factors(narrow):
+    with bfloat16_factors(narrow):
         pool.map(upper, range(0, len(second), PANEL))
-
-
-@contextmanager
-def _bfloat16_factors(wanted: bool) -> Iterator[None]:
-    """Within, torch may round the factors of float32 products on the processor to bfloat16; it
-    still sums in float32. Of values that are bfloat16 already, nothing is lost."""
-    usual = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium" if wanted else usual)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(usual)
 
 
 def whole(second: torch.Tensor) -> torch.Tensor:

@@ -32,15 +32,15 @@ from qconvert.formats.nearest import nearest_codes, on_lines
 from qconvert.formats.tensor import QuantizedTensor
 from qconvert.kernels import packing
 from qconvert.kernels.bodies import Body
-from qconvert.kernels.fit import (
+from qconvert.kernels.fit import fit
+from qconvert.kernels.layouts import BlockLayout, Codes, Half, Part, Plane
+from qconvert.kernels.searches import (
     Affine,
     Fit,
     SuperAffine,
     SuperSymmetric,
     Symmetric,
-    fit,
 )
-from qconvert.kernels.layouts import BlockLayout, Codes, Half, Part, Plane
 
 Floats = NDArray[np.float32]
 

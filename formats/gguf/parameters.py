@@ -15,8 +15,15 @@ from numpy.typing import NDArray
 
 from qconvert.formats.grid import Lines
 from qconvert.formats.nearest import inverse
-from qconvert.kernels.fit import SUPER, Affine, Fit, SuperAffine, SuperSymmetric, Symmetric
 from qconvert.kernels.layouts import Term
+from qconvert.kernels.searches import (
+    SUPER,
+    Affine,
+    Fit,
+    SuperAffine,
+    SuperSymmetric,
+    Symmetric,
+)
 
 Floats = NDArray[np.float32]
 Params = Mapping[str, NDArray[Any]]

@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from qconvert.formats.grid import Lines, ScaleOverflow
 from qconvert.formats.nearest import nearest_codes
 from qconvert.formats.tensor import QuantizedTensor
-from qconvert.kernels.fit import Fit, Symmetric
+from qconvert.kernels.searches import (
+    Fit,
+    Symmetric,
+)
 
 ModelDtype = Literal["float16", "bfloat16", "float32"]
 Floats = NDArray[np.float32]

@@ -22,8 +22,11 @@ from qconvert.formats.multipliers import Float8, Plain, Shared
 from qconvert.formats.nearest import nearest_codes, on_lines
 from qconvert.formats.tensor import QuantizedTensor
 from qconvert.formats.trtllm.signed import Signed
-from qconvert.kernels.fit import Fit, Symmetric
 from qconvert.kernels.minifloat import E2M1, E4M3
+from qconvert.kernels.searches import (
+    Fit,
+    Symmetric,
+)
 
 Floats = NDArray[np.float32]
 

@@ -17,7 +17,7 @@ def add_products(total: torch.Tensor, x: torch.Tensor, start: int, narrow: bool)
     """See `kernels.moments`; above the triangle's panels nothing is computed."""
     x = x.float()
     stop = len(total)
-    with _bfloat16_factors(narrow):
+    with bfloat16_factors(narrow):
         for left in range(start, stop, PANEL):
             right = min(left + PANEL, stop)
             total[:right, left - start : right - start] += x[:, :right].t() @ x[:, left:right]
@@ -35,7 +35,7 @@ def add_vectors(vectors: Mapping[str, torch.Tensor], x: torch.Tensor, narrow: bo
 
 
 @contextmanager
-def _bfloat16_factors(wanted: bool) -> Iterator[None]:
+def bfloat16_factors(wanted: bool) -> Iterator[None]:
     """Within, torch may round the factors of float32 products on the processor to bfloat16; it
     still sums in float32. Of values that are bfloat16 already, nothing is lost."""
     usual = torch.get_float32_matmul_precision()

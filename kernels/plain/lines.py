@@ -8,7 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from qconvert.kernels.fit import (
+from qconvert.kernels.plain.scales import inverse
+from qconvert.kernels.searches import (
     Affine,
     Fit,
     SuperAffine,
@@ -16,7 +17,6 @@ from qconvert.kernels.fit import (
     Symmetric,
     ZeroPoint,
 )
-from qconvert.kernels.plain.scales import inverse
 
 Params = Mapping[str, Tensor]
 Levels = tuple[float, ...]

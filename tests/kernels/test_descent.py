@@ -12,7 +12,11 @@ from qconvert.formats.gguf.grids import GRIDS
 from qconvert.formats.integer import IntegerGrid
 from qconvert.formats.minifloat import GRIDS as FLOATS
 from qconvert.kernels.descent import NONE, State, descend, feed_back
-from qconvert.kernels.fit import SuperAffine, SuperSymmetric, Table
+from qconvert.kernels.searches import (
+    SuperAffine,
+    SuperSymmetric,
+    Table,
+)
 
 COLS = 256
 ALL = [

@@ -12,7 +12,10 @@ import torch
 from qconvert.formats.gguf.grids import GRIDS, GGUFGrid
 from qconvert.formats.integer import IntegerGrid
 from qconvert.kernels.bodies import Body
-from qconvert.kernels.fit import Symmetric, fit
+from qconvert.kernels.fit import fit
+from qconvert.kernels.searches import (
+    Symmetric,
+)
 
 SEED = 7
 INTEGERS = [

@@ -11,7 +11,9 @@ from qconvert.formats.integer import IntegerGrid
 from qconvert.formats.nearest import nearest_codes, on_lines
 from qconvert.kernels import lines
 from qconvert.kernels.bodies import Body
-from qconvert.kernels.fit import Table
+from qconvert.kernels.searches import (
+    Table,
+)
 
 INTEGERS = [
     IntegerGrid(4, 128, True, "bfloat16"), IntegerGrid(4, 64, False, "portable"),

@@ -4,7 +4,7 @@ From what the round before it found. Each sweep moves every code to the best val
 can give it while all others stay, then each group's scale and offset to the closed-form optimum,
 rounded to what the file stores, and then the scales that groups share: the re-fit of scales and the
 re-rounding of codes in one monotone descent of (w - q) H (w - q)'. On grids whose scales are not
-the kernels' to move (`kernels.fit.Table`) only codes are.
+the kernels' to move (`kernels.searches.Table`) only codes are.
 
 Coordinate descent on codes: as in QuantEase (Behdin et al. 2023). Joint moves of the parameters of
 formats with two levels of scales: own work.

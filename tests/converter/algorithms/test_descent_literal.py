@@ -25,8 +25,12 @@ from qconvert.formats.integer import IntegerGrid
 from qconvert.formats.minifloat import GRIDS as FLOATS
 from qconvert.formats.minifloat import BindableGrid
 from qconvert.kernels.descent import NONE, State, descend
-from qconvert.kernels.fit import SuperAffine, SuperSymmetric, Table
 from qconvert.kernels.scales import SHORTENED, stored
+from qconvert.kernels.searches import (
+    SuperAffine,
+    SuperSymmetric,
+    Table,
+)
 
 Tasks = Callable[..., Task]
 FIT = fits()["weighted"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qconvert.kernels.descent import NONE, State, descend
-from qconvert.kernels.fit import (
+from qconvert.kernels.searches import (
     Affine,
     SuperAffine,
     SuperSymmetric,

@@ -12,7 +12,10 @@ pytest.importorskip("triton")
 
 from qconvert.formats.gguf.grids import GRIDS
 from qconvert.formats.integer import IntegerGrid
-from qconvert.kernels.fit import Symmetric, fit
+from qconvert.kernels.fit import fit
+from qconvert.kernels.searches import (
+    Symmetric,
+)
 
 SEED = 11
 
