@@ -82,7 +82,7 @@ TRAPS = (
          "packed = packed << np.uint8(bits) | codes[..., place::step]",
          (f"{SERVING}/test_golden.py::test_pack_quantized",)),
     Trap("AWQ's outputs in their natural order",
-         "formats/serving/layouts/awq.py",
+         "kernels/word_layouts.py",
          "ORDER = (0, 2, 4, 6, 1, 3, 5, 7)", "ORDER = (0, 1, 2, 3, 4, 5, 6, 7)",
          (f"{SERVING}/test_golden.py::test_awq_order_of_outputs",)),
     Trap("GPTQ's zero point is not stored minus one",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from qconvert.runtimes.machine import nvidia_gpu
+
+# Without a GPU Triton's interpreter computes. The variable is read when a function of Triton is
+# defined, its own too, and a library may import Triton at any time: so it is set before all.
+if not nvidia_gpu():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 TINY = Path(__file__).with_name("tiny.py")
 GGML = Path(__file__).parent.parent / "benchmarks" / "ggml.py"

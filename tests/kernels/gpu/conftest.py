@@ -1,12 +1,10 @@
 """Kernels for a GPU, tested on one where there is one, else under Triton's interpreter.
 
-The variable is read when a kernel is defined, so it is set before any of ours is imported. What
-must be compiled (`test_compiled.py`) runs in a process of its own without it.
+`tests/conftest.py` chooses. What must be compiled (`test_compiled.py`) runs in a process of its own.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,9 +12,6 @@ import pytest
 import torch
 
 from qconvert.kernels.gpu.launch import Launch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

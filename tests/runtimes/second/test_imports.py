@@ -69,7 +69,7 @@ def test_the_rule_finds_a_breach(tmp_path: Path) -> None:
     path = tmp_path / "a.py"
     path.write_text("def f():\n    from qconvert.formats.gguf import grids, header\n")
     assert list(imports(path)) == ["qconvert.formats.gguf.grids", "qconvert.formats.gguf.header"]
-    assert "qconvert.kernels.planes" in all_imports("qconvert.formats.gguf.grids")
+    assert "qconvert.kernels.layouts" in all_imports("qconvert.formats.gguf.grids")
 
 
 def test_the_reader_of_graphs_imports_none_of_what_writes_them() -> None:
