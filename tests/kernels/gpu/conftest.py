@@ -1,6 +1,6 @@
 """Kernels for a GPU, tested on one where there is one, else under Triton's interpreter.
 
-`tests/conftest.py` chooses. What must be compiled (`test_compiled.py`) runs in a process of its own.
+`tests/conftest.py` chooses. What must be compiled (`test_compiled.py`) has a process of its own.
 """
 
 from __future__ import annotations
