@@ -57,9 +57,11 @@ def functions(body: str, operation: str) -> dict[str, list[str]]:
 
 
 def called(operation: str) -> set[str]:
-    """Names that the operation may ask a body for: attributes, and words of its data."""
+    """Names that the operation may ask a body for: attributes, and words of its data (of searches,
+    in a module of their own)."""
     found = set()
-    for node in ast.walk(tree_of(KERNELS / f"{operation}.py")):
+    data = [f"{operation}.py", *(["searches.py"] if operation == "fit" else [])]
+    for node in (one for name in data for one in ast.walk(tree_of(KERNELS / name))):
         if isinstance(node, ast.Attribute):
             found.add(node.attr)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
