@@ -23,7 +23,6 @@ import string
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -198,10 +197,12 @@ def _faults(line: dict[str, Any], options: argparse.Namespace) -> list[str]:
 def _text(path: Path, tokens: int) -> Path:
     """Words of random letters: the tokenizer of a shaped model knows no others."""
     chance = random.Random(0)
-    letter: Callable[[], str] = lambda: chance.choice(string.ascii_lowercase)  # noqa: E731
     with path.open("w", encoding="utf-8") as file:
         for _ in range(max(1, tokens // 512)):
-            words = ("".join(letter() for _ in range(chance.randint(2, 9))) for _ in range(800))
+            words = (
+                "".join(chance.choices(string.ascii_lowercase, k=chance.randint(2, 9)))
+                for _ in range(800)
+            )
             file.write(" ".join(words) + "\n\n")
     return path
 

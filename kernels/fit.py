@@ -55,8 +55,12 @@ def fit(
 
     Of arrays, arrays, by the body for a processor unless another is asked for; of tensors, tensors
     on the device of x. Scales beyond what they are stored as come out infinite: the caller looks
-    for them. `ValueError` where importance is negative, not finite, or zero everywhere.
+    for them. `ValueError` where importance is negative, not finite, or zero everywhere, and where
+    rows are no whole groups: the bodies would go on behind their end.
     """
+    lacking = [per for _, per in search.outputs if x.shape[1] % per]
+    if lacking:
+        raise ValueError(f"rows of {x.shape[1]} are no whole groups of {lacking[0]}")
     if isinstance(x, np.ndarray):
         if body in (None, "cpu"):
             return _on_cpu(x, weight, search, threads)

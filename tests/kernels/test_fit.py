@@ -146,3 +146,11 @@ def test_scales_beyond_what_is_stored_are_infinite(grid: GGUFGrid | IntegerGrid)
     again, values = fit(x, None, search, body="plain")
     assert np.array_equal(codes, again)
     assert all(np.array_equal(params[name], values[name]) for name in params)
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_K"])
+@pytest.mark.parametrize("body", ["cpu", "plain"])
+def test_rows_that_are_no_whole_groups_are_refused(name: str, body: Body) -> None:
+    x, search = _matrix(17, 512)[:, :300], GRIDS[name].search
+    with pytest.raises(ValueError, match="no whole groups"):
+        fit(x, None, search, body=body)
